@@ -1,0 +1,22 @@
+"""vaelib: variational autoencoders, small and tested, for the book Practical VAEs.
+
+`vaelib.plots` and `vaelib.widgets` are imported by name, since they bring matplotlib with them.
+"""
+
+from vaelib import data, divergences, likelihoods, metrics, networks, objectives
+from vaelib.training import History, Runs, fit, fit_seeds
+from vaelib.vae import VAE
+
+__all__ = [
+    "VAE",
+    "History",
+    "Runs",
+    "data",
+    "divergences",
+    "fit",
+    "fit_seeds",
+    "likelihoods",
+    "metrics",
+    "networks",
+    "objectives",
+]

@@ -1,0 +1,49 @@
+"""Checkpoints: a tree of tensors in one safetensors file, with JSON in its header. No pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+
+def save(path: Path, tree: dict[str, Any], header: dict[str, Any]) -> None:
+    """Writes nested dicts of tensors, and what JSON can say beside them, in one atomic move.
+
+    Args:
+        path: the file; its folder is made where missing.
+        tree: dicts of dicts … of tensors, with strings that hold no "/" as keys.
+        header: anything that JSON can hold.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(_flat(tree), partial, {"header": json.dumps(header)})
+    os.replace(partial, path)  # a kill leaves either the old file or the new one
+
+
+def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads what `save` wrote: the tree, its tensors on the CPU, and the header."""
+    tree: dict[str, Any] = {}
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 (the file is no mapping)
+            *folders, name = key.split("/")
+            branch = tree
+            for folder in folders:
+                branch = branch.setdefault(folder, {})
+            branch[name] = file.get_tensor(key)
+        return tree, json.loads(file.metadata()["header"])
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, torch.Tensor]:
+    flat = {}
+    for name, node in tree.items():
+        if isinstance(node, dict):
+            flat |= _flat(node, f"{prefix}{name}/")
+        else:
+            flat[prefix + name] = node.detach().cpu().contiguous()
+    return flat

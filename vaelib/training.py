@@ -1,0 +1,433 @@
+"""One training loop for every chapter: a lone model, or many seeds at once.
+
+Nothing in a step waits for the device. Reports are read off it every so many steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import signal
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from tqdm.auto import tqdm
+
+from vaelib import checkpoints
+from vaelib.objectives import Objective
+from vaelib.vae import VAE
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run reported: each term, averaged over the steps since the report before.
+
+    Attributes:
+        steps: (R,), the step each report was made at.
+        terms: name → (R,), or (R, d) for a term per latent such as "kl". From `fit_seeds` with
+            the seeds in front: (S, R) and (S, R, d). `history["kl"]` looks one up.
+        interrupted: whether the run was stopped before its last step.
+    """
+
+    steps: np.ndarray
+    terms: dict[str, np.ndarray]
+    interrupted: bool
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.terms:
+            raise KeyError(f"no term {name!r} was reported, only {sorted(self.terms)}")
+        return self.terms[name]
+
+
+class Runs(NamedTuple):
+    """What `fit_seeds` returns: a trained model and objective for each seed, and their history."""
+
+    models: list[VAE]
+    objectives: list[Objective]
+    history: History
+
+
+def fit(
+    model: VAE,
+    objective: Objective,
+    x: Tensor,
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float = 1e-3,
+    seed: int = 0,
+    report_every: int | None = None,
+    on_report: Callable[[int], None] | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> History:
+    """Trains a model in place with Adam and leaves it in eval mode.
+
+    Every epoch runs through a new random order of the data in batches of one size; samples that
+    do not fill a last batch wait for the next epoch. An interrupt (Ctrl-C, a notebook's stop
+    button) ends the run after the step at hand and keeps what was learned.
+
+    Args:
+        model: the VAE, on the device on which to train; x follows it there.
+        objective: `objective(model, batch, *noise)` returns the terms, with "loss" among them.
+        x: the data, (N, …).
+        steps: length of the run, in batches.
+        batch_size: samples a step, at most N.
+        lr: Adam's learning rate.
+        seed: of the data's order and the noise. Not of the weights, which the model has already.
+        report_every: steps between two reports; a hundredth of the run where not given.
+        on_report: called with the step at each report, the model in eval mode, gradients off.
+        checkpoint: a .safetensors file, written at each report and on an interrupt. Where it
+            exists already the run goes on from there, bit for bit on the CPU.
+        progress: show a progress bar once a run takes more than two seconds.
+
+    Raises:
+        ValueError: data or arguments that the run cannot take, or another run's checkpoint.
+        FloatingPointError: at a report, the loss is no longer finite.
+    """
+    pair = _Pair(model, objective.to(next(model.parameters()).device))
+    with _prepared([model], x) as x:
+        loop = _Loop(
+            forward=functools.partial(objective, model),
+            parameters=dict(pair.named_parameters()),
+            buffers=dict(pair.named_buffers()),
+            sampler=_Sampler(model, objective, x, batch_size, [seed], stack=False),
+            lr=lr,
+        )
+
+        def look(step: int) -> None:
+            model.eval()
+            with torch.no_grad():
+                on_report(step)  # type: ignore[misc]
+            model.train()
+
+        return loop.run(steps, report_every, on_report and look, checkpoint, progress)
+
+
+def fit_seeds(
+    make_model: Callable[[], VAE],
+    objective: Objective,
+    x: Tensor,
+    *,
+    steps: int,
+    batch_size: int,
+    seeds: Sequence[int] = range(20),
+    lr: float = 1e-3,
+    report_every: int | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> Runs:
+    """Trains one model per seed, all at once, by stacking their weights (`torch.func`).
+
+    Each run is the lone run `torch.manual_seed(seed); model = make_model(); fit(model, …,
+    seed=seed)`, up to rounding. On a CPU, twenty small networks cost about as much as three.
+
+    Args:
+        make_model: builds a fresh model; called once for each seed.
+        objective: copied for each seed, so that each learns its own state.
+        seeds: one run each.
+
+    The other arguments, the errors and the interrupt are those of `fit`.
+    """
+    if len(seeds) == 0:
+        raise ValueError("seeds is empty; pass at least one, e.g. seeds=range(20)")
+    models = []
+    with torch.random.fork_rng():
+        for seed in seeds:
+            torch.manual_seed(seed)
+            models.append(make_model())
+    device = next(models[0].parameters()).device
+    pairs = [_Pair(model, copy.deepcopy(objective).to(device)) for model in models]
+    with _prepared(models, x) as x:
+        parameters, buffers = stack_module_state(pairs)
+        template = copy.deepcopy(pairs[0]).to("meta")  # lends its code; the state is handed in
+
+        @vmap
+        def replicas(state: tuple[dict[str, Tensor], ...], *batch: Tensor) -> dict[str, Tensor]:
+            return functional_call(template, state, batch)
+
+        loop = _Loop(
+            forward=functools.partial(replicas, (parameters, buffers)),
+            parameters=parameters,
+            buffers=buffers,
+            sampler=_Sampler(models[0], objective, x, batch_size, seeds, stack=True),
+            lr=lr,
+        )
+        history = loop.run(steps, report_every, None, checkpoint, progress)
+        for i, pair in enumerate(pairs):
+            pair.load_state_dict({name: t[i].detach() for name, t in loop.state.items()})
+    terms = {name: np.moveaxis(values, 1, 0) for name, values in history.terms.items()}
+    return Runs(
+        models, [pair.objective for pair in pairs], History(history.steps, terms, history.interrupted)
+    )
+
+
+class _Pair(nn.Module):
+    """A model and its objective as one module, so that all that a run learns has one owner."""
+
+    def __init__(self, model: VAE, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, x: Tensor, *noise: Tensor) -> dict[str, Tensor]:
+        return self.objective(self.model, x, *noise)
+
+
+@contextlib.contextmanager
+def _prepared(models: list[VAE], x: Tensor) -> Iterator[Tensor]:
+    """Checks the whole data once, so that no step has to; puts the models in training mode."""
+    like = next(models[0].parameters())
+    x = torch.as_tensor(x, dtype=like.dtype, device=like.device)
+    models[0].likelihood.check(x)
+    before = [model.validate_args for model in models]
+    try:
+        for model in models:
+            model.validate_args = False
+            model.train()
+        yield x
+    finally:
+        for model, validate_args in zip(models, before, strict=True):
+            model.validate_args = validate_args
+            model.eval()
+
+
+class _Sampler:
+    """Draws batches and noise, for each seed from a generator of its own.
+
+    It draws whole epochs ahead, several where they are short, and gathers a few batches at a
+    time, so that a step only takes its slice. The generators' states at the start of such a
+    block are then all there is to save.
+    """
+
+    GATHERED = 16  # batches: enough to hide the cost of a call, few enough for memory
+
+    def __init__(
+        self,
+        model: VAE,
+        objective: Objective,
+        x: Tensor,
+        batch_size: int,
+        seeds: Sequence[int],
+        stack: bool,
+    ) -> None:
+        if not 1 <= batch_size <= len(x):
+            raise ValueError(
+                f"batch_size is {batch_size}, but must lie between 1 and the {len(x)} samples of x"
+            )
+        self.model, self.objective, self.x = model, objective, x
+        self.batch_size, self.seeds, self.stack = batch_size, list(seeds), stack
+        self.batches = len(x) // batch_size  # in an epoch
+        self.epochs = -(-64 // self.batches)  # in a block: 64 batches or more
+        self.block = self.batches * self.epochs
+        self.generators = [torch.Generator(x.device).manual_seed(seed) for seed in self.seeds]
+
+    def steps(self, start: int, stop: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yields batch and noise of each step: (B, …), or (S, B, …) where seeds are stacked."""
+        axis = 1 if self.stack else 0
+        for step in range(start, stop):
+            position, ahead = step % self.block, step % self.block % self.GATHERED
+            if position == 0 or step == start:
+                self.states = self._generator_states()
+                order, *noise = self._draw()
+                noise = [each.unbind(axis) for each in noise]
+            if ahead == 0 or step == start:
+                indices = order.narrow(
+                    axis, position - ahead, min(self.GATHERED, self.block - position + ahead)
+                )
+                batches = self.x[indices].unbind(axis)
+            yield batches[ahead], *[each[position] for each in noise]
+
+    def _draw(self) -> list[Tensor]:
+        """The order and the noise of a block, each (steps, B, …), or (S, steps, B, …)."""
+        n, size = len(self.x), self.batches * self.batch_size
+        draws = []
+        for g in self.generators:
+            orders = [
+                torch.randperm(n, generator=g, device=self.x.device)[:size]
+                for _ in range(self.epochs)
+            ]
+            noise = self.objective.noise(self.model, size * self.epochs, g)
+            draws.append((torch.cat(orders), *noise))
+        return [
+            torch.stack(each).unflatten(1, (self.block, self.batch_size))
+            if self.stack
+            else each[0].unflatten(0, (self.block, self.batch_size))
+            for each in zip(*draws, strict=True)
+        ]
+
+    def _generator_states(self) -> dict[str, Tensor]:
+        return {str(i): g.get_state() for i, g in enumerate(self.generators)}
+
+    def save(self, step: int) -> dict[str, Tensor]:
+        """The generators' states at the start of the block that `step` is to go on in."""
+        return self._generator_states() if step % self.block == 0 else self.states
+
+    def load(self, states: dict[str, Tensor]) -> None:
+        """Goes back to the start of a saved block."""
+        for i, g in enumerate(self.generators):
+            g.set_state(states[str(i)])
+
+
+class _Loop:
+    """The run itself: all that it depends on, in reach of a checkpoint."""
+
+    def __init__(
+        self,
+        forward: Callable[..., dict[str, Tensor]],
+        parameters: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        sampler: _Sampler,
+        lr: float,
+    ) -> None:
+        self.forward, self.sampler, self.lr = forward, sampler, lr
+        self.state = {**parameters, **buffers}
+        # One fused kernel updates all weights, on the devices that have it since torch 2.6.
+        fused = sampler.x.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.Adam(parameters.values(), lr=lr, fused=fused)
+        self.step = 0
+        self.pending: list[dict[str, Tensor]] = []  # terms on the device since the last report
+        self.reports: list[dict[str, np.ndarray]] = []
+
+    def run(
+        self,
+        steps: int,
+        report_every: int | None,
+        on_report: Callable[[int], None] | None,
+        checkpoint: str | Path | None,
+        progress: bool,
+    ) -> History:
+        if steps < 1:
+            raise ValueError(f"steps is {steps}, but a run needs at least one")
+        every = report_every or max(1, steps // 100)
+        path = None if checkpoint is None else Path(checkpoint)
+        header = self._header(every) if path else {}
+        if path and path.exists():
+            self._resume(path, header)
+        bar = tqdm(total=steps, initial=self.step, delay=2, disable=not progress, leave=False)
+        with _interruptible() as interrupted, bar:
+            for batch in self.sampler.steps(self.step, steps):
+                self.optimizer.zero_grad()
+                terms = self.forward(*batch)
+                # One loss, or one for each seed, whose weights see only their own.
+                terms["loss"].backward(torch.ones_like(terms["loss"]))
+                self.optimizer.step()
+                self.step += 1
+                self.pending.append({name: value.detach() for name, value in terms.items()})
+                del terms  # frees the graph, whose memory the next step then takes
+                due = self.step % every == 0 or self.step == steps
+                if due:
+                    self._report()
+                    if on_report:
+                        on_report(self.step)
+                    bar.set_postfix(loss=f"{self.reports[-1]['loss'].mean():.4g}", refresh=False)
+                    bar.update(self.step - bar.n)
+                if path and (due or interrupted.is_set()):
+                    self._save(path, header)
+                if interrupted.is_set():
+                    break
+        if self.step < steps:
+            print(f"stopped at step {self.step} of {steps}; what was learned so far is kept")
+        return self._history(interrupted=self.step < steps)
+
+    def _report(self) -> None:
+        """Averages the terms since the last report: the one place that waits for the device."""
+        report = {
+            name: torch.stack([terms[name] for terms in self.pending]).mean(0).cpu().numpy()
+            for name in self.pending[0]
+        }
+        losses = np.atleast_1d(report["loss"])
+        bad = [s for s, loss in zip(self.sampler.seeds, losses, strict=True) if not np.isfinite(loss)]
+        if bad:
+            raise FloatingPointError(
+                f"the loss is {losses[~np.isfinite(losses)][0]} at step {self.step} for seed(s) "
+                f"{bad}; standardise x, or lower lr (now {self.lr:g})"
+            )
+        self.reports.append({"step": np.array(self.step), **report})
+        self.pending.clear()
+
+    def _history(self, interrupted: bool) -> History:
+        names = self.reports[0] if self.reports else ("step",)
+        terms = {name: np.array([report[name] for report in self.reports]) for name in names}
+        return History(terms.pop("step"), terms, interrupted)
+
+    def _header(self, report_every: int) -> dict[str, Any]:
+        """What a checkpoint must agree on to be this run's."""
+        x = self.sampler.x
+        return {
+            "x": [*x.shape, zlib.crc32(x.cpu().contiguous().numpy().tobytes())],
+            "weights": {name: list(tensor.shape) for name, tensor in self.state.items()},
+            "batch_size": self.sampler.batch_size,
+            "seeds": self.sampler.seeds,
+            "lr": self.lr,
+            "report_every": report_every,
+        }
+
+    def _save(self, path: Path, header: dict[str, Any]) -> None:
+        reports = {str(i): report for i, report in enumerate(self.reports)}
+        tree = {
+            "state": self.state,
+            "adam": {str(i): s for i, s in self.optimizer.state_dict()["state"].items()},
+            "block": self.sampler.save(self.step),
+            "pending": {str(i): terms for i, terms in enumerate(self.pending)},
+            "reports": {
+                i: {name: torch.from_numpy(np.asarray(value)) for name, value in report.items()}
+                for i, report in reports.items()
+            },
+        }
+        checkpoints.save(path, tree, {**header, "step": self.step})
+
+    def _resume(self, path: Path, header: dict[str, Any]) -> None:
+        tree, saved = checkpoints.load(path)
+        self.step = saved.pop("step")
+        different = [key for key in header if saved.get(key) != header[key]]
+        if different:
+            raise ValueError(
+                f"{path} is the checkpoint of another run: it has other values for "
+                f"{', '.join(different)}; delete it, or name another file"
+            )
+        with torch.no_grad():
+            for name, tensor in self.state.items():
+                tensor.copy_(tree["state"][name])
+        groups = self.optimizer.state_dict()["param_groups"]
+        moments = {int(i): slots for i, slots in tree["adam"].items()}
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.sampler.load(tree["block"])
+        device = self.sampler.x.device
+        self.pending = [
+            {name: value.to(device) for name, value in terms.items()}
+            for _, terms in sorted(tree.get("pending", {}).items(), key=lambda item: int(item[0]))
+        ]
+        self.reports = [
+            {name: value.numpy() for name, value in report.items()}
+            for _, report in sorted(tree.get("reports", {}).items(), key=lambda item: int(item[0]))
+        ]
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turns the first interrupt into an event, so that no step is left half done."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted  # signals reach only the main thread
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(signum: int, frame: Any) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)  # a second interrupt acts at once
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)

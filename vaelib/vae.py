@@ -1,0 +1,104 @@
+"""The variational autoencoder: encode to a normal, reparameterize, decode to a likelihood."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+
+from vaelib.divergences import gaussian_kl
+from vaelib.likelihoods import Gaussian, Likelihood
+
+
+class Posterior(Normal):
+    """q(z|x) = N(mu, exp(logvar)), independent for each latent; mu and logvar are (B, d)."""
+
+    def __init__(self, mu: Tensor, logvar: Tensor) -> None:
+        super().__init__(mu, torch.exp(0.5 * logvar), validate_args=False)
+        self.mu = mu
+        self.logvar = logvar
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What one pass of a VAE over a batch yields, per sample, for an objective to reduce.
+
+    Attributes:
+        reconstruction: -log p(x|z), (B,), in nats, constants included.
+        kl: KL(q(z|x) ‖ p(z)) of each latent, (B, d), in nats.
+        q: the posterior q(z|x).
+        z: the sample drawn from it, (B, d).
+        p: the likelihood p(x|z) at that sample.
+    """
+
+    reconstruction: Tensor
+    kl: Tensor
+    q: Posterior
+    z: Tensor
+    p: Independent
+
+
+class VAE(nn.Module):
+    """A variational autoencoder with a standard normal prior (Kingma & Welling 2014).
+
+    Args:
+        encoder: x → (mu, logvar), each (B, d); has an attribute `n_latents`.
+        decoder: z (B, d) → the likelihood's parameters.
+        likelihood: what these parameters mean. Gaussian with σ = 1 unless said otherwise.
+
+    Attributes:
+        validate_args: check every batch that comes in. `fit` checks the whole data once and
+            switches this off while it trains, since a check waits for the device.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.likelihood = Gaussian() if likelihood is None else likelihood
+        self.n_latents: int = encoder.n_latents  # type: ignore[assignment]
+        self.validate_args = True
+
+    def encode(self, x: Tensor) -> Posterior:
+        """q(z|x) for x (B, …): a normal distribution with attributes `mu` and `logvar`."""
+        return Posterior(*self.encoder(x))
+
+    def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal eps (n, d), on the model's device and in its precision."""
+        like = next(self.parameters())
+        return torch.randn(
+            n, self.n_latents, generator=generator, dtype=like.dtype, device=like.device
+        )
+
+    def reparameterize(self, q: Posterior, eps: Tensor | None = None) -> Tensor:
+        """A sample z = mu + σ·eps of q, (B, d), through which gradients reach mu and logvar.
+
+        Args:
+            q: the posterior.
+            eps: standard normal noise (B, d); drawn where not given.
+        """
+        eps = self.noise(len(q.mu)) if eps is None else eps
+        return q.mu + q.stddev * eps
+
+    def decode(self, z: Tensor) -> Independent:
+        """p(x|z) for z (B, d): its `mean` is the reconstruction, its `log_prob(x)` is (B,)."""
+        return self.likelihood(self.decoder(z))
+
+    def forward(self, x: Tensor, eps: Tensor | None = None) -> Terms:
+        """One pass over a batch x (B, …) with noise eps (B, d), drawn where not given.
+
+        Raises:
+            ValueError: x has a shape or a value that the model cannot take.
+        """
+        if self.validate_args:
+            self.likelihood.check(x)
+        q = self.encode(x)
+        z = self.reparameterize(q, eps)
+        p = self.decode(z)
+        return Terms(
+            reconstruction=-p.log_prob(x), kl=gaussian_kl(q.mu, q.logvar), q=q, z=z, p=p
+        )
