@@ -1,0 +1,71 @@
+# Two commands matter: `make book` renders the book, `make test` checks everything.
+# Both start from nothing but make and Python 3.11 or newer, and keep all they install in .venv.
+
+python := .venv/bin/python
+parts := lint types book pytest nbval
+
+# A contributor's own settings of Python, matplotlib and IPython change no figure and no test.
+unexport PYTHONPATH MPLBACKEND
+export IPYTHONDIR := $(CURDIR)/.venv/ipython
+export MPLCONFIGDIR := $(CURDIR)/.venv/matplotlib
+
+.PHONY: help test execute repository clean $(parts)
+
+help:
+	@echo "make book               render the book from its stored outputs; prints the file to open"
+	@echo "make test               everything below, and the book:"
+	@echo "  make lint               style and format, notebooks included (ruff)"
+	@echo "  make types              types of vaelib (mypy)"
+	@echo "  make pytest             tests of vaelib, of the notebooks and of the rendered pages"
+	@echo "  make nbval              every notebook still runs, cell by cell"
+	@echo "make execute            run all notebooks again, in place; NB=book/… for one of them"
+	@echo "make repository URL=…   set the repository's address wherever it stands"
+	@echo "make clean              delete what was built (.venv stays: delete it to install anew)"
+
+# The stamp holds the folder's path: an environment that was moved has to be set up again.
+ifneq ($(shell cat .venv/.installed 2>/dev/null),$(CURDIR))
+$(shell rm -f .venv/.installed)
+endif
+.venv/.installed: pyproject.toml constraints.txt
+	@sh tools/install.sh
+
+# Sphinx does not look again at a page that has not changed, so after a build with warnings a second
+# one would pass: what it remembers is dropped, and it fails again until the cause is gone.
+book: .venv/.installed
+	$(python) .venv/bin/jupyter-book build -W -n --keep-going . || { rm -rf _build/.doctrees; exit 1; }
+	@$(python) tools/pages.py
+
+lint: .venv/.installed
+	$(python) -m ruff check
+	$(python) -m ruff format --check
+
+types: .venv/.installed
+	$(python) -m mypy
+
+pytest: .venv/.installed
+	$(python) -m pytest
+
+# Lax: a cell must run and its asserts must hold; pictures and timings may differ. The graphics card
+# is hidden since the stored outputs are a CPU's, and the timeout is there to fail a hanging cell.
+nbval: .venv/.installed
+	CUDA_VISIBLE_DEVICES= $(python) -m pytest --nbval-lax --nbval-current-env \
+	    --nbval-cell-timeout=300 --durations=10 book
+
+# All parts run even when one fails, so that one round shows everything there is to mend.
+test: .venv/.installed
+	@times=; status=0; \
+	for part in $(parts); do \
+	    start=$$(date +%s); outcome=passed; \
+	    $(MAKE) --no-print-directory $$part || { outcome=FAILED; status=1; }; \
+	    times="$$times  $$part $$outcome in $$(($$(date +%s) - start)) s\n"; \
+	done; \
+	printf "\nmake test:\n$$times"; exit $$status
+
+execute: .venv/.installed
+	@$(python) tools/execute.py $(NB)
+
+repository: .venv/.installed
+	@$(python) tools/repository.py '$(URL)'
+
+clean:
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache
