@@ -40,7 +40,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, torch.Tensor]:
-    flat = {}
+    flat: dict[str, torch.Tensor] = {}
     for name, node in tree.items():
         if isinstance(node, dict):
             flat |= _flat(node, f"{prefix}{name}/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -121,7 +122,7 @@ def mlp(
 
     def body(widths: Sequence[int], without_activation: int) -> nn.Sequential:
         layers: list[nn.Module] = []
-        for i, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (n_in, n_out) in enumerate(pairwise(widths)):
             # Batch norm subtracts any constant, so a bias before it would train on rounding noise.
             layers.append(nn.Linear(n_in, n_out, bias=not batch_norm))
             if batch_norm:

@@ -167,7 +167,9 @@ def fit_seeds(
             pair.load_state_dict({name: t[i].detach() for name, t in loop.state.items()})
     terms = {name: np.moveaxis(values, 1, 0) for name, values in history.terms.items()}
     return Runs(
-        models, [pair.objective for pair in pairs], History(history.steps, terms, history.interrupted)
+        models,
+        [pair.objective for pair in pairs],
+        History(history.steps, terms, history.interrupted),
     )
 
 
@@ -225,7 +227,8 @@ class _Sampler:
                 f"batch_size is {batch_size}, but must lie between 1 and the {len(x)} samples of x"
             )
         self.model, self.objective, self.x = model, objective, x
-        self.batch_size, self.seeds, self.stack = batch_size, list(seeds), stack
+        self.batch_size, self.seeds = batch_size, list(seeds)
+        self.axis = 1 if stack else 0  # of the steps; a stack has its seeds in front
         self.batches = len(x) // batch_size  # in an epoch
         self.epochs = -(-64 // self.batches)  # in a block: 64 batches or more
         self.block = self.batches * self.epochs
@@ -233,19 +236,17 @@ class _Sampler:
 
     def steps(self, start: int, stop: int) -> Iterator[tuple[Tensor, ...]]:
         """Yields batch and noise of each step: (B, …), or (S, B, …) where seeds are stacked."""
-        axis = 1 if self.stack else 0
         for step in range(start, stop):
-            position, ahead = step % self.block, step % self.block % self.GATHERED
+            position = step % self.block
+            gathered = position % self.GATHERED
             if position == 0 or step == start:
                 self.states = self._generator_states()
                 order, *noise = self._draw()
-                noise = [each.unbind(axis) for each in noise]
-            if ahead == 0 or step == start:
-                indices = order.narrow(
-                    axis, position - ahead, min(self.GATHERED, self.block - position + ahead)
-                )
-                batches = self.x[indices].unbind(axis)
-            yield batches[ahead], *[each[position] for each in noise]
+                indices = order.split(self.GATHERED, self.axis)
+                noise_of = [each.unbind(self.axis) for each in noise]
+            if gathered == 0 or step == start:
+                batches = self.x[indices[position // self.GATHERED]].unbind(self.axis)
+            yield batches[gathered], *[each[position] for each in noise_of]
 
     def _draw(self) -> list[Tensor]:
         """The order and the noise of a block, each (steps, B, …), or (S, steps, B, …)."""
@@ -259,9 +260,9 @@ class _Sampler:
             noise = self.objective.noise(self.model, size * self.epochs, g)
             draws.append((torch.cat(orders), *noise))
         return [
-            torch.stack(each).unflatten(1, (self.block, self.batch_size))
-            if self.stack
-            else each[0].unflatten(0, (self.block, self.batch_size))
+            (torch.stack(each) if self.axis else each[0]).unflatten(
+                self.axis, (self.block, self.batch_size)
+            )
             for each in zip(*draws, strict=True)
         ]
 
@@ -346,7 +347,9 @@ class _Loop:
             for name in self.pending[0]
         }
         losses = np.atleast_1d(report["loss"])
-        bad = [s for s, loss in zip(self.sampler.seeds, losses, strict=True) if not np.isfinite(loss)]
+        bad = [
+            s for s, loss in zip(self.sampler.seeds, losses, strict=True) if not np.isfinite(loss)
+        ]
         if bad:
             raise FloatingPointError(
                 f"the loss is {losses[~np.isfinite(losses)][0]} at step {self.step} for seed(s) "

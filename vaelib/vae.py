@@ -99,6 +99,4 @@ class VAE(nn.Module):
         q = self.encode(x)
         z = self.reparameterize(q, eps)
         p = self.decode(z)
-        return Terms(
-            reconstruction=-p.log_prob(x), kl=gaussian_kl(q.mu, q.logvar), q=q, z=z, p=p
-        )
+        return Terms(reconstruction=-p.log_prob(x), kl=gaussian_kl(q.mu, q.logvar), q=q, z=z, p=p)

@@ -1,0 +1,29 @@
+import pytest
+import torch
+
+from vaelib import checkpoints
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    tree = {"a": {"b": {"c": torch.arange(3)}, "d": torch.tensor(1.5)}, "e": torch.ones(2, 2)}
+    path = tmp_path / "new" / "folder" / "run.safetensors"
+    checkpoints.save(path, tree, {"step": 3, "names": ["x"]})
+    loaded, header = checkpoints.load(path)
+    assert header == {"step": 3, "names": ["x"]}
+    assert torch.equal(loaded["a"]["b"]["c"], tree["a"]["b"]["c"])
+    assert torch.equal(loaded["a"]["d"], tree["a"]["d"])
+    assert torch.equal(loaded["e"], tree["e"])
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "run.safetensors"
+    checkpoints.save(path, {"x": torch.zeros(1)}, {})
+
+    def half(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoints, "save_file", half)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.save(path, {"x": torch.ones(1)}, {})
+    assert checkpoints.load(path)[0]["x"] == 0

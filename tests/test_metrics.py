@@ -1,0 +1,105 @@
+import math
+
+import pytest
+import torch
+from sklearn.decomposition import PCA
+
+from vaelib import VAE, data, metrics
+from vaelib.likelihoods import Gaussian
+from vaelib.networks import mlp
+from vaelib.objectives import ELBO
+
+
+@pytest.fixture
+def linear_model():
+    """x = w·z + noise with p(x) known in closed form, and a posterior that is not the best."""
+    torch.manual_seed(0)
+    model = VAE(*mlp(3, hidden=(), n_latents=1), Gaussian(0.8)).double().eval()
+    model.decoder.output.weight.data = torch.tensor([[1.0], [-0.5], [0.3]], dtype=torch.float64)
+    model.encoder.mu_logvar.weight.data *= 0.3
+    return model
+
+
+def log_px(model, x):
+    w, b = model.decoder.output.weight, model.decoder.output.bias
+    cov = w @ w.T + model.likelihood.sigma**2 * torch.eye(3, dtype=x.dtype)
+    return torch.distributions.MultivariateNormal(b, cov).log_prob(x).detach()
+
+
+def test_iwae_tightens_with_k_towards_log_px(linear_model):
+    torch.manual_seed(1)
+    x = torch.randn(400, 3, dtype=torch.float64)
+    exact = log_px(linear_model, x).mean()
+    draws = {
+        k: torch.stack([metrics.iwae_bound(linear_model, x, k).mean() for _ in range(30)])
+        for k in (1, 4, 16, 64)
+    }
+    errors = {k: d.std() / math.sqrt(len(d)) for k, d in draws.items()}
+    means = [draws[k].mean() for k in draws]
+    for (k, low), high in zip(zip(draws, means, strict=True), means[1:], strict=False):
+        assert low < high, f"K = {k} is not below the next"
+    assert means[-1] < exact + 4 * errors[64]
+    assert means[-1] > means[0] + 0.5 * (exact - means[0])
+
+
+def test_iwae_at_k_1_is_the_elbo(linear_model):
+    torch.manual_seed(1)
+    x = torch.randn(400, 3, dtype=torch.float64)
+    bounds = torch.stack([metrics.iwae_bound(linear_model, x, 1).mean() for _ in range(200)])
+    elbos = torch.stack([-ELBO()(linear_model, x)["loss"] for _ in range(200)]).detach()
+    error = (bounds.var() / 200 + elbos.var() / 200).sqrt()
+    assert (bounds.mean() - elbos.mean()).abs() < 4 * error
+
+
+def test_iwae_follows_the_noise_handed_in(linear_model):
+    x, eps = torch.randn(5, 3, dtype=torch.float64), torch.randn(8, 5, 1, dtype=torch.float64)
+    first, again = (metrics.iwae_bound(linear_model, x, 8, eps=eps) for _ in range(2))
+    assert torch.equal(first, again)
+    assert first.shape == (5,)
+    a, b = (
+        metrics.iwae_bound(linear_model, x, 8, generator=torch.Generator().manual_seed(s))
+        for s in (1, 2)
+    )
+    assert not torch.equal(a, b)
+    with pytest.raises(ValueError, match=r"\(8, 5, 2\), needed is .*\(8, 5, 1\)"):
+        metrics.iwae_bound(linear_model, x, 8, eps=torch.zeros(8, 5, 2))
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        metrics.iwae_bound(linear_model, x, 0)
+
+
+def test_active_units_are_those_whose_mean_moves():
+    model = VAE(*mlp(3, hidden=(), n_latents=2))
+    head = model.encoder.mu_logvar
+    head.weight.data.zero_()
+    head.weight.data[0, 0] = 1.0  # latent 0 copies the first feature, latent 1 stays put
+    head.weight.data[1, 1] = 0.05  # …nearly: variance 0.0025
+    x = torch.randn(500, 3)
+    assert metrics.active_units(model, x).tolist() == [True, False]
+    assert metrics.active_units(model, x, threshold=0.001).tolist() == [True, True]
+
+
+def test_metrics_leave_the_model_as_it_was():
+    x = data.wine().x
+    model = VAE(*mlp(13)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    metrics.iwae_bound(model, x, 2)
+    metrics.active_units(model, x)
+    assert model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize(("k", "raw", "scaled"), [(1, 0.770, 0.955), (5, 0.697, 0.972)])
+def test_knn_accuracy_on_wine_is_what_it_is_known_to_be(k, raw, scaled):
+    assert metrics.knn_accuracy(data.wine(standardize=False).x, data.wine().y, k) == pytest.approx(
+        raw, abs=1e-3
+    )
+    assert metrics.knn_accuracy(data.wine().x, data.wine().y, k) == pytest.approx(scaled, abs=1e-3)
+
+
+def test_trustworthiness_of_pca_on_wine_is_what_it_is_known_to_be():
+    wine = data.wine()
+    z = PCA(2).fit_transform(wine.x)
+    assert metrics.trustworthiness(wine.x, torch.tensor(z)) == pytest.approx(0.871, abs=2e-3)
+    assert metrics.trustworthiness(wine.x, wine.x) == 1
+    assert metrics.trustworthiness(wine.x, torch.tensor(z), k=30) != pytest.approx(0.871, abs=2e-3)
