@@ -120,12 +120,12 @@ def test_latent_plane_without_names_has_no_legend(ax: Axes) -> None:
 
 
 def test_band_shows_every_run_their_median_and_ninety_per_cent(ax: Axes) -> None:
-    steps, runs = np.arange(3), np.arange(21.0) + np.zeros((3, 1))
+    steps, runs = np.arange(3), np.arange(21.0)[:, None] + np.zeros(3)
     plots.band(ax, steps, torch.as_tensor(runs), label="runs", color="#D55E00")
     median, *thin = ax.lines
     assert (median.get_label(), median.get_color()) == ("runs", "#D55E00")
     np.testing.assert_array_equal(median.get_ydata(), [10, 10, 10])
-    np.testing.assert_array_equal([line.get_ydata() for line in thin], runs.T)
+    np.testing.assert_array_equal([line.get_ydata() for line in thin], runs)
     band = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == (1, 19)
 
@@ -176,8 +176,8 @@ def test_latent_plane_refuses_with_value_and_remedy(
 
 
 def test_band_and_curves_refuse_with_value_and_remedy(ax: Axes) -> None:
-    with pytest.raises(ValueError, match=r"\(3,\) and runs \(2, 3\): pass .* one column a run"):
-        plots.band(ax, np.arange(3), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"\(3,\) and runs \(3, 2\): pass .* one row a run"):
+        plots.band(ax, np.arange(3), np.zeros((3, 2)))
     with pytest.raises(ValueError, match=r"runs holds 1 values .* index \(1, 0\)"):
         plots.band(ax, np.arange(2), [[0.0], [np.inf]])
     with pytest.raises(ValueError, match=r"'train' has shape \(2,\) and steps \(3,\): pass one"):

@@ -121,8 +121,8 @@ def band(
 
     Args:
         ax: where to draw.
-        steps: (S,), the horizontal axis.
-        runs: (S, R), one column a run.
+        steps: (R,), the horizontal axis.
+        runs: (S, R), one row a run, as `fit_seeds` reports them.
         label: what the legend calls the median.
         color: of all of it; the next of the palette, unless told.
 
@@ -131,15 +131,15 @@ def band(
             NaN would hide the runs that diverged.
     """
     steps, runs = to_numpy(steps), to_numpy(runs)
-    if runs.ndim != 2 or steps.shape != runs.shape[:1]:
+    if runs.ndim != 2 or steps.shape != runs.shape[1:]:
         raise ValueError(
-            f"steps has shape {steps.shape} and runs {runs.shape}: pass (S,) and (S, R), "
-            "one column a run"
+            f"steps has shape {steps.shape} and runs {runs.shape}: pass (R,) and (S, R), "
+            "one row a run"
         )
     _refuse_non_finite("runs", runs)
-    low, middle, high = np.percentile(runs, [5, 50, 95], axis=1)
+    low, middle, high = np.percentile(runs, [5, 50, 95], axis=0)
     (median,) = ax.plot(steps, middle, color=color, label=label, zorder=3)
-    ax.plot(steps, runs, color=median.get_color(), linewidth=0.6, alpha=0.35)
+    ax.plot(steps, runs.T, color=median.get_color(), linewidth=0.6, alpha=0.35)
     ax.fill_between(steps, low, high, color=median.get_color(), alpha=0.15, linewidth=0)
 
 
