@@ -179,6 +179,6 @@ def test_band_and_curves_refuse_with_value_and_remedy(ax: Axes) -> None:
     with pytest.raises(ValueError, match=r"\(3,\) and runs \(3, 2\): pass .* one row a run"):
         plots.band(ax, np.arange(3), np.zeros((3, 2)))
     with pytest.raises(ValueError, match=r"runs holds 1 values .* index \(1, 0\)"):
-        plots.band(ax, np.arange(2), [[0.0], [np.inf]])
+        plots.band(ax, np.arange(1), [[0.0], [np.inf]])
     with pytest.raises(ValueError, match=r"'train' has shape \(2,\) and steps \(3,\): pass one"):
         plots.curves(ax, np.arange(3), {"train": [1, 2]})
