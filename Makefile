@@ -31,9 +31,14 @@ endif
 
 # Sphinx does not look again at a page that has not changed, so after a build with warnings a second
 # one would pass: what it remembers is dropped, and it fails again until the cause is gone.
-book: .venv/.installed
+book: .venv/.installed _build/.assets
 	$(python) .venv/bin/jupyter-book build -W -n --keep-going . || { rm -rf _build/.doctrees; exit 1; }
 	@$(python) tools/pages.py
+
+# Sphinx copies styles, scripts and logos only along with a page that changed, and keeps pages that
+# left the table of contents: when one of these changes, the build starts anew.
+_build/.assets: _toc.yml $(wildcard _static/* book/images/*)
+	@rm -rf _build; mkdir _build; touch $@
 
 lint: .venv/.installed
 	$(python) -m ruff check

@@ -132,7 +132,7 @@ def test_nothing_is_installed_twice_unless_the_folder_moved(installed: Path) -> 
 # --- make book ---------------------------------------------------------------------------------
 
 
-def test_a_warning_fails_the_build_until_its_cause_is_gone(installed: Path) -> None:
+def test_a_build_is_never_stale_and_never_forgives_a_warning(installed: Path) -> None:
     page = installed / "book" / "index.md"
     page.write_text("# A book\n\n{ref}`nowhere`\n")
     for _ in range(2):
@@ -143,6 +143,12 @@ def test_a_warning_fails_the_build_until_its_cause_is_gone(installed: Path) -> N
     result = run("make", "book", cwd=installed)
     assert result.returncode == 0, result.stdout
     assert f"Open {installed}/_build/html/book/index.html" in result.stdout
+
+    # A logo that changed is shown, though no page changed.
+    logo = installed / "book" / "images" / "logo.svg"
+    logo.write_text(logo.read_text() + "<!-- new -->")
+    run("make", "book", cwd=installed)
+    assert "<!-- new -->" in (installed / "_build" / "html" / "_static" / "logo.svg").read_text()
 
 
 def test_a_page_without_html_is_named(checkout: Path) -> None:
