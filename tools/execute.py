@@ -61,10 +61,10 @@ def main() -> None:
         start = time.perf_counter()
         try:
             execute(path)
-            print(f"{time.perf_counter() - start:7.1f} s  {path}", flush=True)
+            print(f"{time.perf_counter() - start:7.1f} s  {os.path.relpath(path)}", flush=True)
         except RuntimeError as error:
             failed += 1
-            print(f"   FAILED  {path}, left as it was: {error}", flush=True)
+            print(f"   FAILED  {os.path.relpath(path)}, left as it was: {error}", flush=True)
     sys.exit(1 if failed else 0)
 
 
