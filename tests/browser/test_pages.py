@@ -1,0 +1,145 @@
+"""Every page of the book as a reader meets it: wide and narrow, light and dark."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+import pytest
+from pages import ROOT, pages
+from PIL import Image
+
+HTML = ROOT / "_build" / "html"
+PICTURES = HTML.parent / "pictures"
+SLICE = 3000  # pixels: a taller picture is cut into slices that an eye can take in
+PAGES = [page.with_suffix("").as_posix() for page in pages()]
+# Rules that the theme or docutils break by themselves, and where.
+NOT_OURS = {
+    # The bibliography: entries have the role made for them, which axe does not count as items.
+    ("aria-required-children", ".citation-list"),
+}
+WINDOWS = list(itertools.product(PAGES, [1280, 390], ["light", "dark"]))
+
+
+@pytest.fixture(scope="module", params=WINDOWS, ids=lambda param: "-".join(map(str, param)))
+def window(
+    request: pytest.FixtureRequest, open_window: Callable[..., Any], book: str
+) -> Iterator[Any]:
+    """One page in one window, opened once for all tests that only look."""
+    name, width, theme = request.param
+    window = open_window(f"{book}{name}.html", width, theme)
+    window.name, window.width, window.theme = name.replace("/", "-"), width, theme
+    yield window
+    window.page.context.close()
+
+
+def test_nothing_goes_wrong(window: Any, npm: Path | None) -> None:
+    assert window.page.evaluate("document.documentElement.dataset.theme") == window.theme
+    assert window.errors == []
+    if npm:
+        assert window.blocked == set(), "what a page loads from outside belongs in package.json"
+
+
+def test_the_page_does_not_scroll_sideways(window: Any) -> None:
+    assert window.page.evaluate("document.documentElement.scrollWidth") <= window.width
+
+
+def test_images_load_and_say_what_they_show(window: Any) -> None:
+    bad = """[...document.images]
+        .filter((image) => !image.naturalWidth || !image.alt.trim())
+        .map((image) => `${image.src.slice(0, 99)} alt=${image.alt}`)"""
+    assert window.page.evaluate(bad) == []
+
+
+def test_maths_is_typeset(window: Any, packages: Path) -> None:
+    formulas = window.page.locator(".math:not(mjx-container *)")
+    written = [f.inner_text() for f in formulas.all() if not f.locator("mjx-math").count()]
+    assert written == [], "formulas left as they were written"
+    assert window.page.locator("mjx-merror").all_inner_texts() == []
+
+
+def test_accessibility(window: Any, packages: Path) -> None:
+    window.page.evaluate((packages / "axe-core" / "axe.min.js").read_text("utf-8"))
+    found = window.page.evaluate(
+        """async () =>
+        (await axe.run(document, {runOnly: ["wcag2a", "wcag2aa", "wcag21aa"]})).violations"""
+    )
+    serious = [
+        f"{violation['id']}: {node['target']} {node['html'][:150]}"
+        for violation in found
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
+        if (violation["id"], node["target"][-1]) not in NOT_OURS
+    ]
+    assert serious == []
+
+
+def test_pictures(window: Any) -> None:
+    """For people to look at, in _build/pictures; a test sees only that they are not blank."""
+    name = f"{window.name}-{window.width}-{window.theme}"
+    for old in PICTURES.glob(f"{name}-*.png"):
+        old.unlink()
+    before = window.page.viewport_size
+    height = window.page.evaluate("document.documentElement.scrollHeight")
+    # The window itself grows to the page's height: in a small one, what sticks to the window's edge
+    # would lie across the middle of the picture.
+    window.page.set_viewport_size({"width": window.width, "height": height})
+    for number, top in enumerate(range(0, height, SLICE), start=1):
+        path = PICTURES / f"{name}-{number}.png"
+        clip = {"x": 0, "y": top, "width": window.width, "height": min(SLICE, height - top)}
+        window.page.screenshot(path=path, clip=clip)
+        assert len(Image.open(path).convert("RGB").getcolors(2**24)) > 1
+    window.page.set_viewport_size(before)
+
+
+def test_the_theme_can_be_switched(window: Any) -> None:
+    """The last test of a window: it leaves it in the other theme."""
+    colors = {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 18, 18)"}
+    background = "getComputedStyle(document.body).backgroundColor"
+    assert window.page.evaluate(background) == colors.pop(window.theme)
+    (other,) = colors.values()
+    for _ in range(3):  # light, dark, as the system has it
+        window.page.locator("button.theme-switch-button:visible").click()
+        if window.page.evaluate(background) == other:
+            break
+    assert window.page.evaluate(background) == other
+    assert window.errors == []
+
+
+class _Document(HTMLParser):
+    """The places one can link to in a page, and the links in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets, self.links = {""}, set[str]()  # no fragment: the page's top
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        self.targets |= {values.get("id") or "", values.get("name") or ""}
+        if tag == "a" and values.get("href"):
+            self.links.add(values["href"])
+
+
+@functools.cache
+def document(path: Path) -> _Document:
+    parser = _Document()
+    parser.feed(path.read_text("utf-8"))
+    return parser
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_inside_the_book_lead_somewhere(book: str, page: str) -> None:
+    links = document(HTML / f"{page}.html").links
+    assert len(links) > 3  # the theme's own at least
+    broken = []
+    for link in links:
+        url, fragment = urldefrag(urljoin(f"{book}{page}.html", link))
+        if not url.startswith(book):
+            continue
+        path = HTML / unquote(urlsplit(url).path).lstrip("/")
+        if not path.is_file() or unquote(fragment) not in document(path).targets:
+            broken.append(link)
+    assert broken == []
