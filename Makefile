@@ -6,6 +6,8 @@ parts := lint types book pytest nbval
 
 # A contributor's own settings of Python, matplotlib and IPython change no figure and no test.
 unexport PYTHONPATH MPLBACKEND
+# Networks this small gain nothing from a second core, and on a busy machine wait for it at every step.
+export OMP_NUM_THREADS := 1
 export IPYTHONDIR := $(CURDIR)/.venv/ipython
 export MPLCONFIGDIR := $(CURDIR)/.venv/matplotlib
 
