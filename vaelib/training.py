@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from vaelib import checkpoints
 from vaelib.objectives import Objective
@@ -314,7 +314,9 @@ class _Loop:
         header = self._header(every) if path else {}
         if path and path.exists():
             self._resume(path, header)
-        bar = tqdm(total=steps, initial=self.step, delay=2, disable=not progress, leave=False)
+        # Unless told off here, the bar heeds TQDM_DISABLE, which keeps it out of stored notebooks.
+        off = {} if progress else {"disable": True}
+        bar = tqdm(total=steps, initial=self.step, delay=2, leave=False, **off)
         with _interruptible() as interrupted, bar:
             for batch in self.sampler.steps(self.step, steps):
                 self.optimizer.zero_grad()
