@@ -23,7 +23,8 @@ SPECTRUM = RNG.uniform(-1, 2, size=(F, 4))
 
 
 def player(**options: Any) -> str:
-    names = ["a", "b", "c"]
+    # So long that the legend takes more lines than its neighbour's.
+    names = [f"growers of the {ordinal} region" for ordinal in ("first", "second", "third")]
     panels = [
         widgets.scatter("Plane", POINTS, np.arange(N) % 3, names),
         widgets.lines("Loss", np.arange(F), {"train": LOSS, "held-out": LOSS + 1}),
@@ -394,21 +395,23 @@ def test_it_leaves_nothing_behind_in_the_page_s_own_names(visit: Open) -> None:
     )
 
 
-def test_a_notebook_that_inserts_its_outputs_gets_a_player_too(visit: Open) -> None:
+@pytest.mark.parametrize("where", ["in its place", "in the head"])
+def test_a_notebook_that_inserts_its_outputs_gets_a_player_too(visit: Open, where: str) -> None:
+    """Inserted HTML runs no scripts, so notebooks make them anew, not all at the same place."""
     page = visit(document("")).page
     page.evaluate(
-        """(html) => {
+        """([html, where]) => {
             const output = document.createElement("div");
-            output.innerHTML = html;  // does not run scripts, so notebooks make them anew
+            output.innerHTML = html;
             document.body.append(output);
-            for (const script of output.querySelectorAll("script")) {
+            for (const script of output.querySelectorAll("script:not([type])")) {
                 const anew = document.createElement("script");
-                for (const { name, value } of script.attributes) anew.setAttribute(name, value);
                 anew.textContent = script.textContent;
-                script.replaceWith(anew);
+                if (where === "in the head") document.head.append(anew);
+                else script.replaceWith(anew);
             }
         }""",
-        player(),
+        [player(), where],
     )
     expect(page.locator(".vaelib-player .controls")).to_be_visible()
 
