@@ -21,7 +21,7 @@ def test_closed_form_equals_a_monte_carlo_average():
     assert (gaussian_kl(mu, logvar) - draws.mean()).abs() < 4 * standard_error
 
 
-def test_it_is_zero_at_the_prior_and_exact_near_it():
+def test_it_is_zero_at_the_prior_and_accurate_near_it():
     assert gaussian_kl(torch.zeros(1), torch.zeros(1)) == 0
     logvar = torch.tensor([1e-3, -1e-3, 1e-2])
     exact = gaussian_kl(torch.zeros(3, dtype=torch.float64), logvar.double())
@@ -29,3 +29,8 @@ def test_it_is_zero_at_the_prior_and_exact_near_it():
     torch.testing.assert_close(
         gaussian_kl(torch.zeros(3), logvar).double(), exact, rtol=1e-3, atol=0
     )
+
+
+def test_it_is_never_negative():
+    logvar = torch.linspace(-1e-2, 1e-2, 10_001)
+    assert (gaussian_kl(torch.zeros(10_001), logvar) >= 0).all()

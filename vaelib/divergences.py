@@ -16,5 +16,5 @@ def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
     Returns:
         The divergence of each element, the same shape. Sum over the latents for a sample's KL.
     """
-    # expm1(v) - v rather than exp(v) - 1 - v: exact near 0, where both terms nearly cancel.
+    # expm1(v) - v rather than exp(v) - 1 - v, which near 0 rounds to anything, even below 0.
     return 0.5 * (mu.square() + torch.expm1(logvar) - logvar)
