@@ -63,7 +63,7 @@ def test_bernoulli_refuses_what_lies_outside_the_unit_interval(bad):
     x = torch.rand(6, 13)
     Bernoulli().check(x)
     x[2, 3] = bad
-    with pytest.raises(ValueError, match=r"x\[2, 3\] is .*Bernoulli can score.*rescale"):
+    with pytest.raises(ValueError, match=r"x\[2, 3\] is .*Bernoulli can score.*use Gaussian"):
         Bernoulli().check(x)
 
 

@@ -202,7 +202,7 @@ def test_bad_data_is_refused_at_the_door():
     holes[3, 4] = torch.nan
     with pytest.raises(ValueError, match=r"x\[3, 4\] is nan"):
         lone(x=holes)
-    with pytest.raises(ValueError, match="rescale x, or use Gaussian"):
+    with pytest.raises(ValueError, match="use Gaussian for real-valued data"):
         fit(VAE(*mlp(13), Bernoulli()), ELBO(), X, **RUN)
     with pytest.raises(ValueError, match=r"12 columns.*n_features=12"):
         lone(x=X[:, :12])

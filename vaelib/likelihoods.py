@@ -89,7 +89,7 @@ class Bernoulli(Likelihood):
 
     lowest = 0.0
     highest = 1.0
-    remedy = "rescale x, or use Gaussian for real-valued data"
+    remedy = "use Gaussian for real-valued data, or rescale grey values"
 
     def forward(self, decoded: Tensor) -> distributions.Independent:
         """Returns Bernoulli(logits=decoded) for decoded (B, …)."""
