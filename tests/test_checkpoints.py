@@ -15,15 +15,18 @@ def test_what_is_saved_comes_back(tmp_path):
     assert torch.equal(loaded["e"], tree["e"])
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fails", ["save_file", "replace"])
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, fails):
+    """Whether the disk fills up while it writes, or the move into place is what fails."""
     path = tmp_path / "run.safetensors"
     checkpoints.save(path, {"x": torch.zeros(1)}, {})
 
-    def half(tensors, file, metadata):
-        file.write_bytes(b"half")
+    def fail(source, target, metadata=None):
+        if fails == "save_file":
+            target.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoints, "save_file", half)
+    monkeypatch.setattr(checkpoints if fails == "save_file" else checkpoints.os, fails, fail)
     with pytest.raises(OSError, match="disk full"):
         checkpoints.save(path, {"x": torch.ones(1)}, {})
     assert checkpoints.load(path)[0]["x"] == 0

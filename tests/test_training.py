@@ -11,7 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import vaelib
-from vaelib import VAE, data, fit, fit_seeds
+from vaelib import VAE, checkpoints, data, fit, fit_seeds
 from vaelib.likelihoods import Bernoulli, Gaussian
 from vaelib.networks import mlp
 from vaelib.objectives import ELBO
@@ -145,12 +145,14 @@ def test_fit_seeds_equals_the_lone_runs_on_the_same_draws(objective, batch_norm)
         return VAE(*mlp(13, batch_norm=batch_norm), Gaussian(torch.ones(13), learn=True))
 
     seeds = [0, 7, 3]
-    runs = fit_seeds(make, objective(), X, seeds=seeds, **RUN)
-    assert runs.history["kl"].shape == (3, 40, 2)
+    run = {"steps": 42, "batch_size": 16, "lr": 3e-3, "report_every": 6, "progress": False}
+    runs = fit_seeds(make, objective(), X, seeds=seeds, **run)
+    assert runs.history["kl"].shape == (3, 7, 2)
+    assert runs.history.steps.tolist() == list(range(6, 43, 6))
     for i, seed in enumerate(seeds):
         torch.manual_seed(seed)
         model, own = make(), objective()
-        history = fit(model, own, X, seed=seed, **RUN)
+        history = fit(model, own, X, seed=seed, **run)
         for mine, theirs in ((model, runs.models[i]), (own, runs.objectives[i])):
             for name, value in mine.state_dict().items():
                 other = theirs.state_dict()[name]
@@ -271,6 +273,7 @@ def test_an_interrupt_keeps_what_was_learned(tmp_path, capsys):
     assert signal.getsignal(signal.SIGINT) is before
     assert not model.training
     assert_same_weights(model, lone(steps=23)[0])  # no step was left half done
+    assert checkpoints.load(tmp_path / "run.safetensors")[1]["step"] == 23
 
     resumed, whole = lone(checkpoint=tmp_path / "run.safetensors", report_every=10)
     expected, history = lone(report_every=10)
@@ -307,6 +310,14 @@ def test_a_finished_run_is_not_run_again_and_a_longer_one_goes_on(tmp_path):
     assert history.steps.tolist() == [10, 20, 30, 40]
     longer, _ = lone(checkpoint=path, report_every=10, steps=80)
     assert_same_weights(longer, lone(steps=80)[0])
+
+
+def test_a_run_resumes_exactly_where_the_order_is_drawn_anew(tmp_path):
+    """13 epochs of 5 batches are drawn at a time: the step after the 65th needs new draws."""
+    path = tmp_path / "run.safetensors"
+    lone(checkpoint=path, report_every=5, steps=65)
+    resumed, _ = lone(checkpoint=path, report_every=5, steps=130)
+    assert_same_weights(resumed, lone(steps=130)[0])
 
 
 def test_another_run_s_checkpoint_is_refused(tmp_path):
