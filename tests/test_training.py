@@ -248,6 +248,14 @@ def test_a_step_reads_nothing_off_the_device():
     assert count(60) == once
 
 
+@pytest.fixture
+def sigint():
+    """Python's own reaction to an interrupt, which a shell takes from jobs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_at(step, **kwargs):
     """Runs to `step`, where an interrupt arrives in the middle of the step."""
     done = []
@@ -264,7 +272,7 @@ def interrupt_at(step, **kwargs):
     return model, fit(model, Interrupted(), X, seed=0, **{**RUN, **kwargs})
 
 
-def test_an_interrupt_keeps_what_was_learned(tmp_path, capsys):
+def test_an_interrupt_keeps_what_was_learned(tmp_path, capsys, sigint):
     before = signal.getsignal(signal.SIGINT)
     model, history = interrupt_at(23, checkpoint=tmp_path / "run.safetensors", report_every=10)
     assert history.interrupted
@@ -283,7 +291,7 @@ def test_an_interrupt_keeps_what_was_learned(tmp_path, capsys):
         np.testing.assert_array_equal(whole[name], history[name])
 
 
-def test_a_second_interrupt_acts_at_once():
+def test_a_second_interrupt_acts_at_once(sigint):
     class Twice(ELBO):
         def forward(self, model, x, eps=None):
             os.kill(os.getpid(), signal.SIGINT)
@@ -292,6 +300,11 @@ def test_a_second_interrupt_acts_at_once():
 
     with pytest.raises(KeyboardInterrupt):
         fit(make_model(), Twice(), X, **RUN)
+
+
+def test_an_interrupt_that_is_ignored_stays_so(sigint):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert not interrupt_at(23)[1].interrupted
 
 
 def test_fit_runs_outside_the_main_thread():

@@ -422,10 +422,11 @@ class _Loop:
 def _interruptible() -> Iterator[threading.Event]:
     """Turns the first interrupt into an event, so that no step is left half done."""
     interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted  # signals reach only the main thread
-        return
     before = signal.getsignal(signal.SIGINT)
+    # Only the main thread gets signals, and a background job may be meant to ignore this one.
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+        yield interrupted
+        return
 
     def handle(signum: int, frame: Any) -> None:
         interrupted.set()
