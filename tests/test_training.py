@@ -91,21 +91,6 @@ def test_the_same_seed_gives_the_same_run_and_each_option_another():
     assert len(history.steps) == 40
 
 
-def test_every_sample_is_used():
-    """Samples that do not fill an epoch's last batch come in another epoch."""
-    seen = set()
-
-    class Watch(ELBO):
-        def forward(self, model, x, eps=None):
-            seen.update(x[:, 0].long().tolist())
-            return super().forward(model, x, eps)
-
-    x = torch.zeros(50, 13)
-    x[:, 0] = torch.arange(50)
-    fit(make_model(), Watch(), x, steps=30, batch_size=16, progress=False)
-    assert seen == set(range(50))
-
-
 def test_on_report_sees_the_model_in_eval_mode_and_training_goes_on():
     states = []
     model, _ = lone()

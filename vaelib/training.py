@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from vaelib import checkpoints
 from vaelib.objectives import Objective
+from vaelib.sampling import Sampler
 from vaelib.vae import VAE
 
 
@@ -100,7 +101,7 @@ def fit(
             forward=functools.partial(objective, model),
             parameters=dict(pair.named_parameters()),
             buffers=dict(pair.named_buffers()),
-            sampler=_Sampler(model, objective, x, batch_size, [seed], stack=False),
+            sampler=Sampler(model, objective, x, batch_size, [seed], stack=False),
             lr=lr,
         )
 
@@ -159,7 +160,7 @@ def fit_seeds(
             forward=functools.partial(replicas, (parameters, buffers)),
             parameters=parameters,
             buffers=buffers,
-            sampler=_Sampler(models[0], objective, x, batch_size, seeds, stack=True),
+            sampler=Sampler(models[0], objective, x, batch_size, seeds, stack=True),
             lr=lr,
         )
         history = loop.run(steps, report_every, None, checkpoint, progress)
@@ -203,82 +204,6 @@ def _prepared(models: list[VAE], x: Tensor) -> Iterator[Tensor]:
             model.eval()
 
 
-class _Sampler:
-    """Draws batches and noise, for each seed from a generator of its own.
-
-    It draws whole epochs ahead, several where they are short, and gathers a few batches at a
-    time, so that a step only takes its slice. The generators' states at the start of such a
-    block are then all there is to save.
-    """
-
-    GATHERED = 16  # batches: enough to hide the cost of a call, few enough for memory
-
-    def __init__(
-        self,
-        model: VAE,
-        objective: Objective,
-        x: Tensor,
-        batch_size: int,
-        seeds: Sequence[int],
-        stack: bool,
-    ) -> None:
-        if not 1 <= batch_size <= len(x):
-            raise ValueError(
-                f"batch_size is {batch_size}, but must lie between 1 and the {len(x)} samples of x"
-            )
-        self.model, self.objective, self.x = model, objective, x
-        self.batch_size, self.seeds = batch_size, list(seeds)
-        self.axis = 1 if stack else 0  # of the steps; a stack has its seeds in front
-        self.batches = len(x) // batch_size  # in an epoch
-        self.epochs = -(-64 // self.batches)  # in a block: 64 batches or more
-        self.block = self.batches * self.epochs
-        self.generators = [torch.Generator(x.device).manual_seed(seed) for seed in self.seeds]
-
-    def steps(self, start: int, stop: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yields batch and noise of each step: (B, …), or (S, B, …) where seeds are stacked."""
-        for step in range(start, stop):
-            position = step % self.block
-            gathered = position % self.GATHERED
-            if position == 0 or step == start:
-                self.states = self._generator_states()
-                order, *noise = self._draw()
-                indices = order.split(self.GATHERED, self.axis)
-                noise_of = [each.unbind(self.axis) for each in noise]
-            if gathered == 0 or step == start:
-                batches = self.x[indices[position // self.GATHERED]].unbind(self.axis)
-            yield batches[gathered], *[each[position] for each in noise_of]
-
-    def _draw(self) -> list[Tensor]:
-        """The order and the noise of a block, each (steps, B, …), or (S, steps, B, …)."""
-        n, size = len(self.x), self.batches * self.batch_size
-        draws = []
-        for g in self.generators:
-            orders = [
-                torch.randperm(n, generator=g, device=self.x.device)[:size]
-                for _ in range(self.epochs)
-            ]
-            noise = self.objective.noise(self.model, size * self.epochs, g)
-            draws.append((torch.cat(orders), *noise))
-        return [
-            (torch.stack(each) if self.axis else each[0]).unflatten(
-                self.axis, (self.block, self.batch_size)
-            )
-            for each in zip(*draws, strict=True)
-        ]
-
-    def _generator_states(self) -> dict[str, Tensor]:
-        return {str(i): g.get_state() for i, g in enumerate(self.generators)}
-
-    def save(self, step: int) -> dict[str, Tensor]:
-        """The generators' states at the start of the block that `step` is to go on in."""
-        return self._generator_states() if step % self.block == 0 else self.states
-
-    def load(self, states: dict[str, Tensor]) -> None:
-        """Goes back to the start of a saved block."""
-        for i, g in enumerate(self.generators):
-            g.set_state(states[str(i)])
-
-
 class _Loop:
     """The run itself: all that it depends on, in reach of a checkpoint."""
 
@@ -287,7 +212,7 @@ class _Loop:
         forward: Callable[..., dict[str, Tensor]],
         parameters: dict[str, Tensor],
         buffers: dict[str, Tensor],
-        sampler: _Sampler,
+        sampler: Sampler,
         lr: float,
     ) -> None:
         self.forward, self.sampler, self.lr = forward, sampler, lr
