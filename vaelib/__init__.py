@@ -3,7 +3,7 @@
 `vaelib.plots` and `vaelib.widgets` are imported by name, since they bring matplotlib with them.
 """
 
-from vaelib import data, divergences, likelihoods, metrics, networks, objectives
+from vaelib import data, divergences, likelihoods, metrics, networks, objectives, schedules
 from vaelib.training import History, Runs, fit, fit_seeds
 from vaelib.vae import VAE
 
@@ -19,4 +19,5 @@ __all__ = [
     "metrics",
     "networks",
     "objectives",
+    "schedules",
 ]

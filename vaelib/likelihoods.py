@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, distributions, nn
+from torch.nn import functional as F
 
 
 class Likelihood(nn.Module):
@@ -94,3 +97,183 @@ class Bernoulli(Likelihood):
     def forward(self, decoded: Tensor) -> distributions.Independent:
         """Returns Bernoulli(logits=decoded) for decoded (B, …)."""
         return _whole_sample(distributions.Bernoulli(logits=decoded, validate_args=False))
+
+
+class Categorical(Likelihood):
+    """x ~ OneHotCategorical(softmax(decoded)): one column of a table, in one-hot code.
+
+    The decoder has an output for each class; x (B, K) has a 1 at the class and 0 elsewhere.
+    """
+
+    lowest = 0.0
+    highest = 1.0
+    remedy = "pass one-hot code, as sklearn's OneHotEncoder makes it"
+
+    def check(self, x: Tensor) -> None:
+        """Refuses what is not one-hot code.
+
+        Raises:
+            ValueError: a row of x does not have exactly one 1 and 0 elsewhere.
+        """
+        super().check(x)
+        bad = ((x == 1).sum(-1) != 1) | ((x != 0).sum(-1) != 1)
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            raise ValueError(
+                f"row {row} of x is {x[row].tolist()}, not a single 1 among zeros; {self.remedy}"
+            )
+
+    def forward(self, decoded: Tensor) -> distributions.OneHotCategorical:
+        """Returns OneHotCategorical(logits=decoded) for decoded (B, K)."""
+        return distributions.OneHotCategorical(logits=decoded, validate_args=False)
+
+
+class LogCoshDistribution(distributions.Distribution):
+    """Density proportional to exp(-log cosh(a·(x - loc)) / a), elementwise.
+
+    It is 2a·(x - loc) = logit(u) for u ~ Beta(1/2a, 1/2a), which gives the normaliser and samples.
+
+    Args:
+        loc: mean, mode and median, any shape.
+        a: a scalar above 0.
+    """
+
+    arg_constraints: ClassVar = {}
+
+    def __init__(self, loc: Tensor, a: Tensor) -> None:
+        super().__init__(loc.shape, validate_args=False)
+        self.loc, self.a = loc, a
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, which is loc."""
+        return self.loc
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """In nats, of each element."""
+        t = (self.a * (value - self.loc)).abs()
+        # log cosh without cosh, which overflows.
+        log_cosh = t + F.softplus(-2 * t) - math.log(2)
+        return -log_cosh / self.a - self.log_integral(torch.ones_like(self.a))
+
+    def log_integral(self, power: Tensor) -> Tensor:
+        """log ∫ exp(-power·log cosh(a·t) / a) dt, a scalar: with power 1 the normaliser."""
+        half = power / (2 * self.a)
+        log_beta = math.lgamma(0.5) + torch.lgamma(half) - torch.lgamma(half + 0.5)
+        return log_beta - self.a.log()
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws (*sample_shape, *loc.shape)."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        half = (1 / (2 * self.a)).expand(shape)
+        u = distributions.Beta(half, half).sample()
+        return self.loc + torch.logit(u, eps=torch.finfo(u.dtype).tiny) / (2 * self.a)
+
+
+class LogCosh(Likelihood):
+    """A squared error for small residuals, an absolute one for large (Chen et al. 2019).
+
+    -log p(x|z) = Σ log cosh(a·(x - decoded)) / a + D·log of the normaliser, which makes it a
+    density. Near 0 it is a Gaussian with σ² = 1/a, far out a Laplace with scale 1.
+
+    Args:
+        a: where the one turns into the other: at residuals of about 1/a, in the units of x.
+
+    Raises:
+        ValueError: a is not positive.
+    """
+
+    a: Tensor
+
+    def __init__(self, a: float = 1.0) -> None:
+        super().__init__()
+        if not a > 0:
+            raise ValueError(f"a must be positive, got {a}; 1 is customary")
+        self.register_buffer("a", torch.tensor(float(a)))
+
+    def forward(self, decoded: Tensor) -> distributions.Independent:
+        """Returns the log-cosh density around decoded (B, …)."""
+        return _whole_sample(LogCoshDistribution(decoded, self.a))
+
+
+class Joint(distributions.Distribution):
+    """Independent distributions over neighbouring columns of one table.
+
+    Args:
+        parts: distributions over whole samples, each of its own columns.
+        widths: how many columns each takes.
+    """
+
+    arg_constraints: ClassVar = {}
+
+    def __init__(self, parts: Sequence[distributions.Distribution], widths: Sequence[int]) -> None:
+        super().__init__(parts[0].batch_shape, torch.Size([sum(widths)]), validate_args=False)
+        self.parts, self.widths = parts, widths
+
+    @property
+    def mean(self) -> Tensor:
+        """The parts' means side by side, (B, sum of widths); of a class its probability."""
+        return torch.cat([part.mean for part in self.parts], -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The sum over the parts, (B,), in nats."""
+        log_probs = [
+            part.log_prob(columns)
+            for part, columns in zip(self.parts, value.split(self.widths, -1), strict=True)
+        ]
+        return torch.stack(log_probs).sum(0)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws (*sample_shape, B, sum of widths)."""
+        return torch.cat([part.sample(torch.Size(sample_shape)) for part in self.parts], -1)
+
+
+class Mixed(Likelihood):
+    """A table with columns of different kinds: each kind with a likelihood of its own.
+
+    `Mixed((Gaussian(), 5), (Bernoulli(), 2), (Categorical(), 3))` is for rows of five numbers, two
+    bits and the one-hot code of three classes, in this order.
+
+    Args:
+        parts: a likelihood and its number of columns, from left to right.
+
+    Raises:
+        ValueError: there are no parts, or one has no columns.
+    """
+
+    def __init__(self, *parts: tuple[Likelihood, int]) -> None:
+        super().__init__()
+        if not parts or min(width for _, width in parts) < 1:
+            raise ValueError(
+                f"widths are {[width for _, width in parts]}; give each part at least one column, "
+                "as in Mixed((Gaussian(), 5), (Bernoulli(), 2))"
+            )
+        self.parts = nn.ModuleList(likelihood for likelihood, _ in parts)
+        self.widths = [width for _, width in parts]
+
+    def check(self, x: Tensor) -> None:
+        """Refuses data that one of the parts cannot score.
+
+        Raises:
+            ValueError: as the parts do, or x has another width than all of them together.
+        """
+        if x.shape[-1] != sum(self.widths):
+            raise ValueError(
+                f"x has {x.shape[-1]} columns, the parts of Mixed have {self.widths}, together "
+                f"{sum(self.widths)}; change the parts' widths"
+            )
+        start = 0
+        for part, width in zip(self.parts, self.widths, strict=True):
+            try:
+                part.check(x[..., start : start + width])  # type: ignore[operator]
+            except ValueError as error:
+                raise ValueError(
+                    f"in columns {start} to {start + width - 1} of x: {error}"
+                ) from error
+            start += width
+
+    def forward(self, decoded: Tensor) -> Joint:
+        """Returns the joint distribution for decoded (B, sum of widths)."""
+        blocks = decoded.split(self.widths, -1)
+        parts = [part(block) for part, block in zip(self.parts, blocks, strict=True)]
+        return Joint(parts, self.widths)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from vaelib.divergences import gaussian_kl
+from vaelib.objectives import Objective
 from vaelib.vae import VAE
 
 # scikit-learn is imported where it is used: it would double the time of `import vaelib`.
@@ -85,6 +87,59 @@ def iwae_bound(
             log_posterior = q.log_prob(z).sum(-1)
             log_weights.append(model.decode(z).log_prob(x) + log_prior - log_posterior)
         return torch.stack(log_weights).logsumexp(0) - math.log(n_samples)
+
+
+def beta_eff(model: VAE, objective: Objective, x: Tensor) -> float:
+    """The decoder variance an objective assumes: β_eff of ½·SSE + β_eff·KL, read from gradients.
+
+    The loss's gradient at the decoder's output, held against that of ½·SSE, tells the weight of
+    the one; the gradient at the posterior's log-variance, against that of the KL, the other's.
+    Both are least-squares fits over the batch, so where the reconstruction is no squared error
+    the answer is that of the squared error nearest to it, at this model's residuals.
+
+    Args:
+        model: a VAE, with d latents. It and the objective are left as they were.
+        objective: any of `vaelib.objectives`.
+        x: data (N, …).
+
+    Returns:
+        In squared units of x. 0 where the objective has no KL.
+    """
+    decoded: list[Tensor] = []
+    log_variances: list[Tensor] = []
+
+    def leaf(tensor: Tensor, seen: list[Tensor]) -> Tensor:
+        seen.append(tensor.detach().requires_grad_())
+        return seen[-1]
+
+    def cut_encoder(_: object, __: object, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return output[0], leaf(output[1], log_variances)
+
+    hooks = [
+        model.decoder.register_forward_hook(lambda _, __, output: leaf(output, decoded)),
+        model.encoder.register_forward_hook(cut_encoder),
+    ]
+    modes = model.training, objective.training
+    try:
+        model.eval()
+        objective.eval()
+        # Without eps the log-variance is felt by the KL alone, and not by way of z.
+        eps, *others = objective.noise(model, len(x))
+        loss = objective(model, x, torch.zeros_like(eps), *others)["loss"]
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(modes[0])
+        objective.train(modes[1])
+    mean = model.likelihood(decoded[0]).mean
+    half_sse = 0.5 * (x - mean).square().flatten(1).sum(1).mean()
+    kl = gaussian_kl(torch.zeros_like(log_variances[0]), log_variances[0]).sum(1).mean()
+    weights = []
+    for term, at in ((half_sse, decoded[0]), (kl, log_variances[0])):
+        of_term = torch.autograd.grad(term, at)[0]
+        of_loss = torch.autograd.grad(loss, at, retain_graph=True)[0]
+        weights.append((of_loss * of_term).sum() / of_term.square().sum())
+    return (weights[1] / weights[0]).item()
 
 
 def knn_accuracy(z: Tensor, y: Tensor, k: int = 5) -> float:

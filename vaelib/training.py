@@ -96,7 +96,7 @@ def fit(
         FloatingPointError: at a report, the loss is no longer finite.
     """
     pair = _Pair(model, objective.to(next(model.parameters()).device))
-    with _prepared([model], x) as x:
+    with _prepared([pair], x, steps) as x:
         loop = _Loop(
             forward=functools.partial(objective, model),
             parameters=dict(pair.named_parameters()),
@@ -106,17 +106,17 @@ def fit(
         )
 
         def look(step: int) -> None:
-            model.eval()
+            pair.eval()
             with torch.no_grad():
                 on_report(step)  # type: ignore[misc]
-            model.train()
+            pair.train()
 
         return loop.run(steps, report_every, on_report and look, checkpoint, progress)
 
 
 def fit_seeds(
     make_model: Callable[[], VAE],
-    objective: Objective,
+    objective: Objective | Sequence[Objective],
     x: Tensor,
     *,
     steps: int,
@@ -134,8 +134,9 @@ def fit_seeds(
 
     Args:
         make_model: builds a fresh model; called once for each seed.
-        objective: copied for each seed, so that each learns its own state.
-        seeds: one run each.
+        objective: copied for each seed, so that each learns its own state; or one for each, of
+            one kind with different numbers, such as the values of β along a path.
+        seeds: one run each. They may repeat, to tell what the objectives do from what seeds do.
 
     The other arguments, the errors and the interrupt are those of `fit`.
     """
@@ -147,8 +148,13 @@ def fit_seeds(
             torch.manual_seed(seed)
             models.append(make_model())
     device = next(models[0].parameters()).device
-    pairs = [_Pair(model, copy.deepcopy(objective).to(device)) for model in models]
-    with _prepared(models, x) as x:
+    objectives = [objective] * len(models) if isinstance(objective, Objective) else [*objective]
+    _refuse_different(objectives, len(models))
+    pairs = [
+        _Pair(model, copy.deepcopy(each).to(device))
+        for model, each in zip(models, objectives, strict=True)
+    ]
+    with _prepared(pairs, x, steps) as x:
         parameters, buffers = stack_module_state(pairs)
         template = copy.deepcopy(pairs[0]).to("meta")  # lends its code; the state is handed in
 
@@ -160,7 +166,7 @@ def fit_seeds(
             forward=functools.partial(replicas, (parameters, buffers)),
             parameters=parameters,
             buffers=buffers,
-            sampler=Sampler(models[0], objective, x, batch_size, seeds, stack=True),
+            sampler=Sampler(models[0], objectives[0], x, batch_size, seeds, stack=True),
             lr=lr,
         )
         history = loop.run(steps, report_every, None, checkpoint, progress)
@@ -186,22 +192,45 @@ class _Pair(nn.Module):
         return self.objective(self.model, x, *noise)
 
 
+def _refuse_different(objectives: list[Objective], n: int) -> None:
+    """One vmapped forward serves all, so only tensors may tell objectives apart."""
+    if len(objectives) != n:
+        raise ValueError(f"{len(objectives)} objectives for {n} seeds; pass one, or one for each")
+
+    def traits(objective: Objective) -> list[tuple[object, ...]]:
+        return [
+            (type(m), *sorted((k, v) for k, v in vars(m).items() if not k.startswith("_")))
+            for m in objective.modules()
+        ]
+
+    for i, each in enumerate(objectives):
+        if traits(each) != traits(objectives[0]):
+            raise ValueError(
+                f"objectives 0 and {i} are of different kinds: {traits(objectives[0])} and "
+                f"{traits(each)}; train each kind by a call of its own"
+            )
+
+
 @contextlib.contextmanager
-def _prepared(models: list[VAE], x: Tensor) -> Iterator[Tensor]:
-    """Checks the whole data once, so that no step has to; puts the models in training mode."""
-    like = next(models[0].parameters())
+def _prepared(pairs: list[_Pair], x: Tensor, steps: int) -> Iterator[Tensor]:
+    """Checks the whole data once, so that no step has to; puts all in training mode."""
+    model = pairs[0].model
+    like = next(model.parameters())
     x = torch.as_tensor(x, dtype=like.dtype, device=like.device)
-    models[0].likelihood.check(x)
-    before = [model.validate_args for model in models]
+    model.likelihood.check(x)
+    if steps < 1:
+        raise ValueError(f"steps is {steps}, but a run needs at least one")
+    before = [pair.model.validate_args for pair in pairs]
     try:
-        for model in models:
-            model.validate_args = False
-            model.train()
+        for pair in pairs:
+            pair.objective.begin(pair.model, steps)
+            pair.model.validate_args = False
+            pair.train()
         yield x
     finally:
-        for model, validate_args in zip(models, before, strict=True):
-            model.validate_args = validate_args
-            model.eval()
+        for pair, validate_args in zip(pairs, before, strict=True):
+            pair.model.validate_args = validate_args
+            pair.eval()
 
 
 class _Loop:
@@ -232,8 +261,6 @@ class _Loop:
         checkpoint: str | Path | None,
         progress: bool,
     ) -> History:
-        if steps < 1:
-            raise ValueError(f"steps is {steps}, but a run needs at least one")
         every = report_every or max(1, steps // 100)
         path = None if checkpoint is None else Path(checkpoint)
         header = self._header(every) if path else {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Distribution, Normal
 
 from vaelib.divergences import gaussian_kl
 from vaelib.likelihoods import Gaussian, Likelihood
@@ -37,7 +37,7 @@ class Terms:
     kl: Tensor
     q: Posterior
     z: Tensor
-    p: Independent
+    p: Distribution
 
 
 class VAE(nn.Module):
@@ -84,7 +84,7 @@ class VAE(nn.Module):
         eps = self.noise(len(q.mu)) if eps is None else eps
         return q.mu + q.stddev * eps
 
-    def decode(self, z: Tensor) -> Independent:
+    def decode(self, z: Tensor) -> Distribution:
         """p(x|z) for z (B, d): its `mean` is the reconstruction, its `log_prob(x)` is (B,)."""
         return self.likelihood(self.decoder(z))
 
