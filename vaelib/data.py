@@ -89,3 +89,56 @@ def digits() -> Dataset:
     # Grey levels run from 0 to 16 by definition; the darkest and lightest seen at a pixel do not.
     scaler = MinMaxScaler().fit(np.array([[0.0], [16.0]]) * np.ones(bunch.data.shape[1]))
     return _dataset(bunch, scaler)
+
+
+def mixed(n: int = 1000, seed: int = 0) -> Dataset:
+    """A made-up table with numbers, bits and a category, all of them driven by two latents.
+
+    A row is of one of three classes, each as likely. Its latent point z scatters with standard
+    deviation 0.6 around the class's centre; the centres lie 120° apart, as far out as gives either
+    latent variance 1. Each column looks along a direction u of this plane:
+
+    - `x[:, 0:6]`, "number 0" to "number 5": 0.9·u·z + noise with standard deviation √0.19, hence
+      with variance 1, along directions 30° apart, and then in six units from 0.1 to 1000.
+      Standardised.
+    - `x[:, 6:9]`, "bit 0" to "bit 2": 1 with probability sigmoid(3·u·z), otherwise 0, along
+      directions 60° apart.
+    - `x[:, 9:13]`, "kind a" to "kind d": the one-hot code of one of four kinds, whose
+      probabilities are softmax(3·u·z), along directions 90° apart.
+
+    Args:
+        n: number of rows.
+        seed: of the draws; the population they come from is always the same.
+    """
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.utils import Bunch
+
+    draw = np.random.default_rng(seed)
+
+    def along(first: float, gap: float, count: int) -> np.ndarray:
+        angles = np.radians(first + gap * np.arange(count))
+        return np.stack([np.cos(angles), np.sin(angles)])
+
+    y = draw.integers(3, size=n)
+    centres = np.sqrt(2 * (1 - 0.6**2)) * along(90, 120, 3).T
+    z = centres[y] + 0.6 * draw.standard_normal((n, 2))
+    numbers = 0.9 * z @ along(0, 30, 6) + np.sqrt(0.19) * draw.standard_normal((n, 6))
+    numbers = np.geomspace(0.1, 1000, 6) * (10 + numbers)
+    bits = draw.random((n, 3)) < 1 / (1 + np.exp(-3 * z @ along(0, 60, 3)))
+    # The largest of logits with Gumbel noise is a draw from their softmax.
+    kind = (3 * z @ along(45, 90, 4) + draw.gumbel(size=(n, 4))).argmax(1)
+    table = np.hstack([numbers, bits, np.eye(4)[kind]])
+
+    scaler = StandardScaler().fit(table)
+    scaler.mean_[6:], scaler.scale_[6:] = 0, 1  # 0 and 1 stay what they are
+    return _dataset(
+        Bunch(
+            data=table,
+            target=y,
+            feature_names=[f"number {i}" for i in range(6)]
+            + [f"bit {i}" for i in range(3)]
+            + [f"kind {letter}" for letter in "abcd"],
+            target_names=["class 0", "class 1", "class 2"],
+        ),
+        scaler,
+    )
