@@ -5,9 +5,9 @@ import torch
 from sklearn.decomposition import PCA
 
 from vaelib import VAE, data, metrics
-from vaelib.likelihoods import Gaussian
+from vaelib.likelihoods import Bernoulli, Gaussian
 from vaelib.networks import mlp
-from vaelib.objectives import ELBO
+from vaelib.objectives import ELBO, ComputedGamma
 
 
 @pytest.fixture
@@ -103,3 +103,35 @@ def test_trustworthiness_of_pca_on_wine_is_what_it_is_known_to_be():
     assert metrics.trustworthiness(wine.x, torch.tensor(z)) == pytest.approx(0.871, abs=2e-3)
     assert metrics.trustworthiness(wine.x, wine.x) == 1
     assert metrics.trustworthiness(wine.x, torch.tensor(z), k=30) != pytest.approx(0.871, abs=2e-3)
+
+
+def test_beta_eff_leaves_model_and_objective_as_they_were():
+    torch.manual_seed(0)
+    x = torch.randn(40, 13)
+    model, objective = VAE(*mlp(13)), ComputedGamma()
+    before = {**model.state_dict(), **objective.state_dict()}
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    metrics.beta_eff(model, objective, x)
+    after = {**model.state_dict(), **objective.state_dict()}
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert model.training and objective.training
+    assert all(p.grad is None for p in model.parameters())
+    assert not model.encoder._forward_hooks and not model.decoder._forward_hooks
+
+
+def test_beta_eff_cleans_up_after_an_error():
+    model = VAE(*mlp(13)).eval()
+    with pytest.raises(ValueError, match="columns"):
+        metrics.beta_eff(model, ELBO(), torch.randn(4, 12))
+    assert not model.training and not model.decoder._forward_hooks
+
+
+def test_beta_eff_of_bits_is_the_variance_the_bernoulli_assumes():
+    """Near the mean, cross-entropy is a Gaussian of variance m·(1 - m)."""
+    torch.manual_seed(0)
+    m = 0.3
+    model = VAE(*mlp(6, hidden=()), Bernoulli())
+    torch.nn.init.zeros_(model.decoder.output.weight)
+    torch.nn.init.constant_(model.decoder.output.bias, torch.tensor(m).logit().item())
+    x = (torch.rand(2000, 6) < m).float()
+    assert metrics.beta_eff(model, ELBO(), x) == pytest.approx(m * (1 - m), rel=0.02)

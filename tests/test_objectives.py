@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from vaelib import VAE
+from vaelib import VAE, fit, fit_seeds
+from vaelib.likelihoods import Bernoulli, Gaussian
 from vaelib.networks import mlp
-from vaelib.objectives import ELBO
+from vaelib.objectives import ELBO, ComputedGamma, LearnedGamma, OptimalSigma
 
 
 @pytest.fixture
@@ -63,3 +64,120 @@ def test_noise_is_what_the_forward_pass_takes(model):
     (eps,) = ELBO().noise(model, 7, generator)
     assert eps.shape == (7, 3)
     assert torch.equal(eps, model.noise(7, torch.Generator().manual_seed(3)))
+
+
+VARIANCES = [LearnedGamma, ComputedGamma, OptimalSigma]
+
+
+@pytest.mark.parametrize("kind", VARIANCES)
+def test_a_chosen_sigma_gives_the_elbo_with_that_sigma(kind, model, batch):
+    """In training it is written into the likelihood; in eval mode it stays what it is."""
+    x, eps = 0.5 * batch[0], batch[1]
+    objective = kind().double()
+    terms = objective(model, x, eps)
+    assert model.likelihood.sigma.item() != 1 or kind is LearnedGamma
+    torch.testing.assert_close(terms["sigma"], model.likelihood.sigma)
+    torch.testing.assert_close(terms["loss"], ELBO()(model, x, eps)["loss"])
+    before = model.likelihood.sigma
+    elsewhere = objective.eval()(model, 5 * x, eps)
+    assert torch.equal(model.likelihood.sigma, before)
+    torch.testing.assert_close(elsewhere["loss"], ELBO()(model, 5 * x, eps)["loss"])
+
+
+def test_optimal_sigma_is_the_batch_s_root_mean_squared_error(model, batch):
+    x, eps = batch
+    mse = (x - model(x, eps).p.mean).square().mean()
+    sigma = OptimalSigma(lowest=-20)(model, x, eps)["sigma"]
+    torch.testing.assert_close(sigma**2, mse)
+    for other in (0.8, 1.25):
+        model.likelihood.log_sigma.copy_((sigma * other).detach().log())
+        worse = ELBO()(model, x, eps)["loss"]
+        assert worse > OptimalSigma(lowest=-20)(model, x, eps)["loss"]
+
+
+def test_optimal_sigma_has_a_floor_and_a_gradient_at_no_error_at_all(model):
+    z = torch.zeros(4, 3, dtype=torch.float64)
+    x = model.decoder(z).detach()
+    model.encoder.mu_logvar.weight.data.zero_()
+    model.encoder.mu_logvar.bias.data.zero_()
+    terms = OptimalSigma()(model, x, z)
+    terms["loss"].backward()
+    assert terms["sigma"].log().item() == pytest.approx(-6, abs=0.01)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_optimal_sigma_s_gradient_is_that_of_the_sigma_held_fixed(model, batch):
+    x, eps = batch
+    OptimalSigma(lowest=-20)(model, x, eps)["loss"].backward()
+    through = model.decoder.output.weight.grad.clone()
+    model.zero_grad()
+    ELBO()(model, x, eps)["loss"].backward()  # σ is the likelihood's by now
+    torch.testing.assert_close(model.decoder.output.weight.grad, through)
+
+
+def test_computed_gamma_is_a_moving_average_that_only_falls(model, batch):
+    x, eps = batch
+    objective = ComputedGamma(momentum=0.9).double()
+    mse = (x - model(x, eps).p.mean).square().mean().item()
+    expected = 1.0
+    for scale in (0.5, 3.0, 0.5):
+        error = (scale * x - model(scale * x, eps).p.mean).square().mean().item()
+        expected = min(expected, 0.9 * expected + 0.1 * error)
+        objective(model, scale * x, eps)
+        assert objective.mse.item() == pytest.approx(expected)
+        assert model.likelihood.sigma.item() ** 2 == pytest.approx(expected)
+    assert mse > 0 and expected < 1
+
+
+@pytest.mark.parametrize("kind", VARIANCES)
+def test_a_sigma_that_is_not_free_is_refused(kind):
+    x = torch.randn(8, 13)
+    for likelihood, message in [
+        (Bernoulli(), "has Bernoulli"),
+        (Gaussian(torch.ones(13)), "one σ of a Gaussian"),
+        (Gaussian(learn=True), "learns it too"),
+    ]:
+        model = VAE(*mlp(13), likelihood)
+        with pytest.raises(ValueError, match=message):
+            fit(model, kind(), x.sigmoid(), steps=1, batch_size=8)
+
+
+def test_bad_knobs_are_refused():
+    for momentum in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"momentum is {momentum}"):
+            ComputedGamma(momentum)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (ELBO(1.0), ELBO(2.0)),
+        (ComputedGamma(0.9), ComputedGamma(0.5)),
+        (OptimalSigma(-6), OptimalSigma(0)),
+    ],
+)
+def test_every_knob_changes_the_loss(one, other, model, batch):
+    losses = [
+        objective.double()(model, 0.5 * batch[0], batch[1])["loss"] for objective in (one, other)
+    ]
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+@pytest.mark.parametrize("kind", VARIANCES)
+def test_sigma_goes_the_way_of_the_lone_run_under_seeds(kind):
+    x = torch.randn(64, 13, generator=torch.Generator().manual_seed(0))
+
+    def make():
+        return VAE(*mlp(13))
+
+    options = {"steps": 30, "batch_size": 32, "lr": 1e-2, "progress": False}
+    runs = fit_seeds(make, kind(), x, seeds=[3, 4], **options)
+    for seed, model in zip([3, 4], runs.models, strict=True):
+        torch.manual_seed(seed)
+        lone = make()
+        history = fit(lone, kind(), x, seed=seed, **options)
+        assert lone.likelihood.sigma.item() == pytest.approx(
+            model.likelihood.sigma.item(), rel=1e-4
+        )
+        assert lone.likelihood.sigma.item() == pytest.approx(history["sigma"][-1], rel=1e-4)
+        assert lone.likelihood.sigma.item() != 1

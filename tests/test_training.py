@@ -14,7 +14,8 @@ import vaelib
 from vaelib import VAE, checkpoints, data, fit, fit_seeds
 from vaelib.likelihoods import Bernoulli, Gaussian
 from vaelib.networks import mlp
-from vaelib.objectives import ELBO
+from vaelib.objectives import ELBO, ComputedGamma, InfoVAE, OptimalSigma
+from vaelib.schedules import Capacity, Warmup
 
 X = data.wine().x
 RUN = {"steps": 40, "batch_size": 32, "progress": False}
@@ -146,6 +147,59 @@ def test_fit_seeds_equals_the_lone_runs_on_the_same_draws(objective, batch_norm)
             np.testing.assert_allclose(history[name], runs.history[name][i], rtol=1e-5, atol=1e-5)
         assert not runs.models[i].training
     assert not np.allclose(runs.history["loss"][0], runs.history["loss"][1])
+
+
+def test_each_seed_may_have_an_objective_of_its_own():
+    """Such as the values of β along a path, from one and the same start."""
+    betas = [0.1, 1.0, 4.0]
+    runs = fit_seeds(make_model, [ELBO(b) for b in betas], X, seeds=[5, 5, 5], **RUN)
+    for beta, model, objective in zip(betas, runs.models, runs.objectives, strict=True):
+        assert objective.beta.item() == pytest.approx(beta)
+        torch.manual_seed(5)
+        alone = make_model()
+        fit(alone, ELBO(beta), X, seed=5, **RUN)
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(value, model.state_dict()[name], rtol=0, atol=1e-5, msg=name)
+    assert runs.history["loss"][0, -1] < runs.history["loss"][2, -1]
+
+
+@pytest.mark.parametrize(
+    ("objectives", "message"),
+    [
+        ([ELBO(), ELBO()], "2 objectives for 3 seeds"),
+        ([ELBO(), ELBO(), ComputedGamma()], "objectives 0 and 2 are of different kinds"),
+        ([ComputedGamma(0.9), ComputedGamma(0.5), ComputedGamma(0.9)], "objectives 0 and 1 .*0.5"),
+        ([ELBO(1, Warmup(steps=3)), ELBO(1, Capacity(3, steps=3)), ELBO()], "different kinds"),
+        ([InfoVAE(0, 1), InfoVAE(0, 2), InfoVAE(0, 1, unbiased=False)], "objectives 0 and 2"),
+    ],
+)
+def test_objectives_that_one_forward_cannot_serve_are_refused(objectives, message):
+    with pytest.raises(ValueError, match=message):
+        fit_seeds(make_model, objectives, X, seeds=range(3), **RUN)
+
+
+def test_a_report_does_not_move_an_objective_on():
+    """Looking at the loss from on_report leaves moving averages and schedules where they are."""
+
+    def run(look):
+        torch.manual_seed(0)
+        model, objective = VAE(*mlp(13)), OptimalSigma()
+        report = (lambda step: objective(model, X)) if look else None
+        with torch.random.fork_rng():
+            fit(model, objective, X, on_report=report, report_every=5, **RUN)
+        assert not objective.training
+        return model
+
+    assert_same_weights(run(look=True), run(look=False))
+
+
+def test_an_objective_is_told_the_length_of_each_run():
+    objective = ELBO(1.0, Warmup(fraction=0.5))
+    model = make_model()
+    for steps in (40, 6):
+        fit(model, objective, X, **{**RUN, "steps": steps})
+        assert objective.schedule.length.item() == steps // 2
+        assert objective.schedule.step.item() == steps
 
 
 def test_fit_seeds_leaves_the_global_generator_alone():
@@ -331,7 +385,8 @@ def test_another_run_s_checkpoint_is_refused(tmp_path):
 KILLED = """
 import sys, torch, vaelib
 from vaelib.networks import mlp
-from vaelib.objectives import ELBO
+from vaelib.objectives import ELBO, ComputedGamma, InfoVAE, OptimalSigma
+from vaelib.schedules import Capacity, Warmup
 
 torch.set_num_threads(1)
 torch.manual_seed(0)

@@ -134,6 +134,8 @@ class LearnedGamma(_DecoderVariance):
 class ComputedGamma(_DecoderVariance):
     """σ² = a moving average of the MSE that can only fall (Asperti & Trentin 2020, sec. 4).
 
+    It starts at 1, the variance of standardised data: data of a larger scale keep it there.
+
     Args:
         momentum: how much of the average stays at each step.
 
