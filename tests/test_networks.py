@@ -1,9 +1,11 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 
-from vaelib import VAE
-from vaelib.networks import ACTIVATIONS, mlp
+from vaelib import VAE, fit_seeds
+from vaelib.networks import ACTIVATIONS, conv, mlp
 from vaelib.objectives import ELBO
 
 
@@ -86,4 +88,91 @@ def test_a_wrong_width_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"x has 12 columns.*13.*n_features=12"):
         encoder(torch.zeros(5, 12))
     with pytest.raises(ValueError, match=r"z has 3 columns.*2.*n_latents=3"):
+        decoder(torch.zeros(5, 3))
+
+
+def test_conv_is_the_network_of_the_literature_at_64():
+    encoder, decoder = conv(64)
+    for convolutions in (kinds(encoder, nn.Conv2d), kinds(decoder, nn.ConvTranspose2d)[::-1]):
+        assert [layer.weight.shape for layer in convolutions] == [
+            (32, 1, 4, 4),
+            *[(32, 32, 4, 4)] * 3,
+        ]
+    widths = [(layer.in_features, layer.out_features) for layer in kinds(encoder, nn.Linear)]
+    assert widths == [(512, 256), (256, 256), (256, 20)]
+    widths = [(layer.in_features, layer.out_features) for layer in kinds(decoder, nn.Linear)]
+    assert widths == [(10, 256), (256, 256), (256, 512)]
+    # Between any two layers with weights there is one ReLU, and none after the last.
+    for net in (encoder, decoder):
+        layers = [layer for layer in net.modules() if not list(layer.children())]
+        weighted = [i for i, layer in enumerate(layers) if list(layer.parameters())]
+        assert all(
+            len(kinds(nn.Sequential(*layers[a:b]), nn.ReLU)) == 1 for a, b in pairwise(weighted)
+        )
+        assert weighted[-1] == len(layers) - 1
+
+
+@pytest.mark.parametrize(
+    ("image_size", "channels", "n_latents", "halvings"),
+    [
+        (64, 1, 10, 4),
+        (32, 3, 2, 3),
+        (28, 1, 7, 2),
+        (8, 1, 1, 1),
+        ((64, 33), 3, 5, 3),
+        (131, 1, 2, 4),
+    ],
+)
+def test_conv_gives_back_the_shape_it_got(image_size, channels, n_latents, halvings):
+    encoder, decoder = conv(image_size, channels, n_latents)
+    height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    x = torch.randn(2, channels, height, width, requires_grad=True)
+    mu, logvar = encoder(x)
+    assert mu.shape == logvar.shape == (2, n_latents)
+    assert len(kinds(encoder, nn.Conv2d)) == halvings
+    x_hat = decoder(mu)
+    assert x_hat.shape == x.shape
+    x_hat.square().sum().backward()
+    weights = [*encoder.named_parameters(), *decoder.named_parameters()]
+    # The log-variance's half of the last layer is out of play here.
+    assert all(weight.grad.abs().max() > 0 for _, weight in weights)
+    # Every pixel is seen, but for the last row and column of odd sizes that halving drops.
+    assert (x.grad[..., : height - 16, : width - 16] != 0).all()
+
+
+def test_many_seeds_of_conv_train_at_once():
+    torch.manual_seed(0)
+    x = (torch.rand(32, 1, 12, 9) > 0.5).float()
+    runs = fit_seeds(
+        lambda: VAE(*conv((12, 9), n_latents=2)),
+        ELBO(),
+        x,
+        steps=30,
+        batch_size=16,
+        seeds=[0, 1],
+        progress=False,
+    )
+    loss = runs.history["loss"]
+    assert (loss[:, -1] < loss[:, 0]).all()
+    assert runs.models[1].decode(torch.zeros(3, 2)).mean.shape == (3, 1, 12, 9)
+
+
+def test_sizes_that_cannot_work_are_refused():
+    for bad in (7, (64, 4), (28, 28, 1)):
+        with pytest.raises(ValueError, match=r"image_size is .*at least 8 pixels each.*mlp"):
+            conv(bad)
+    with pytest.raises(ValueError, match="channels=0"):
+        conv(28, channels=0)
+    with pytest.raises(ValueError, match="n_latents=0"):
+        conv(28, n_latents=0)
+
+
+def test_images_of_another_shape_are_refused_with_the_remedy():
+    encoder, decoder = conv((28, 32))
+    for shape in [(5, 1, 32, 28), (5, 3, 28, 32), (5, 28, 32), (5, 896)]:
+        with pytest.raises(
+            ValueError, match=r"was built for \(B, 1, 28, 32\); reshape x, or build"
+        ):
+            encoder(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"z has 3 columns.*10.*n_latents=3"):
         decoder(torch.zeros(5, 3))

@@ -17,52 +17,54 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class Encoder(nn.Module):
-    """Maps x (B, n_features) to the posterior's mean and log-variance, each (B, n_latents).
+    """Maps x (B, *shape) to the posterior's mean and log-variance, each (B, n_latents).
 
     Args:
         body: the layers that lead to the last one.
-        n_features: width of x.
+        shape: of one sample: (n_features,) of a table, (C, H, W) of an image.
         width: width of the body's output.
         n_latents: width of the bottleneck.
 
     Raises:
-        ValueError: in `forward`, where x has another width than `n_features`.
+        ValueError: in `forward`, where x has samples of another shape.
     """
 
-    def __init__(self, body: nn.Module, n_features: int, width: int, n_latents: int) -> None:
+    def __init__(self, body: nn.Module, shape: tuple[int, ...], width: int, n_latents: int) -> None:
         super().__init__()
-        self.n_features = n_features
+        self.shape = shape
         self.n_latents = n_latents
         self.body = body
         # No activation on either: a mean may be negative, and so may a logarithm.
         self.mu_logvar = nn.Linear(width, 2 * n_latents)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns `(mu, logvar)` for x (B, n_features)."""
-        _refuse_width("x", "n_features", self.n_features, x)
+        """Returns `(mu, logvar)` for x (B, *shape)."""
+        if len(self.shape) == 1:
+            _refuse_width("x", "n_features", self.shape[0], x)
+        else:
+            _refuse_image(self.shape, x)
         mu, logvar = self.mu_logvar(self.body(x)).chunk(2, dim=-1)
         return mu, logvar
 
 
 class Decoder(nn.Module):
-    """Maps z (B, n_latents) to the parameters of the likelihood, (B, n_features).
+    """Maps z (B, n_latents) to the parameters of the likelihood, in the shape of x.
 
     Args:
         body: the layers between.
         n_latents: width of the bottleneck.
-        width: width of the body's output.
-        n_features: width of the result.
+        output: the last layer. No activation follows: what range the output has is the
+            likelihood's business.
 
     Raises:
         ValueError: in `forward`, where z has another width than `n_latents`.
     """
 
-    def __init__(self, body: nn.Module, n_latents: int, width: int, n_features: int) -> None:
+    def __init__(self, body: nn.Module, n_latents: int, output: nn.Module) -> None:
         super().__init__()
         self.n_latents = n_latents
         self.body = body
-        # No activation here: what range the output has is the likelihood's business.
-        self.output = nn.Linear(width, n_features)
+        self.output = output
 
     def forward(self, z: Tensor) -> Tensor:
         """Returns the likelihood's parameters for z (B, n_latents)."""
@@ -75,6 +77,16 @@ def _refuse_width(name: str, argument: str, width: int, values: Tensor) -> None:
         raise ValueError(
             f"{name} has {values.shape[-1]} columns, the network was built for {width}; "
             f"build it with {argument}={values.shape[-1]}"
+        )
+
+
+def _refuse_image(shape: tuple[int, ...], x: Tensor) -> None:
+    if x.ndim != 4 or x.shape[1:] != shape:
+        channels, *image_size = shape
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, the network was built for (B, {channels}, "
+            f"{image_size[0]}, {image_size[1]}); reshape x, or build it with image_size and "
+            "channels that fit"
         )
 
 
@@ -134,6 +146,60 @@ def mlp(
     down = (n_features, *hidden)
     up = (n_latents, *reversed(hidden))
     return (
-        Encoder(body(down, len(hidden) - 1), n_features, down[-1], n_latents),
-        Decoder(body(up, 0), n_latents, up[-1], n_features),
+        Encoder(body(down, len(hidden) - 1), (n_features,), down[-1], n_latents),
+        Decoder(body(up, 0), n_latents, nn.Linear(up[-1], n_features)),
+    )
+
+
+def conv(
+    image_size: int | tuple[int, int], channels: int = 1, n_latents: int = 10
+) -> tuple[Encoder, Decoder]:
+    """A convolutional encoder and its mirror image, after Burgess et al. (2018).
+
+    Each convolution, 4 × 4 with 32 channels, halves the image: four of them, or as many as leave
+    its shorter side at least 4 pixels. Two layers of 256 units follow. ReLU is between all layers.
+
+    Args:
+        image_size: height and width in pixels, or one number for both.
+        channels: 1 for grey, 3 for colour.
+        n_latents: width of the bottleneck.
+
+    Returns:
+        The encoder, x (B, channels, H, W) → (mu, logvar), each (B, n_latents), and the decoder,
+        z (B, n_latents) → (B, channels, H, W).
+
+    Raises:
+        ValueError: an image too small to be halved once, or a number below 1.
+    """
+    sizes = [(image_size, image_size) if isinstance(image_size, int) else tuple(image_size)]
+    if len(sizes[0]) != 2 or min(sizes[0]) < 8:
+        raise ValueError(
+            f"image_size is {image_size}, but takes height and width of at least 8 pixels each; "
+            "flatten smaller images for networks.mlp"
+        )
+    if min(channels, n_latents) < 1:
+        raise ValueError(
+            f"every layer needs at least one unit, got channels={channels}, n_latents={n_latents}"
+        )
+    while len(sizes) <= 4 and min(sizes[-1]) >= 8:
+        height, width = sizes[-1]
+        sizes.append((height // 2, width // 2))
+
+    smallest = (32, *sizes[-1])
+    n_units = 32 * smallest[1] * smallest[2]
+    down: list[nn.Module] = []
+    up: list[nn.Module] = []
+    for depth, (height, width) in enumerate(sizes[:-1]):
+        n_in = channels if depth == 0 else 32
+        down += [nn.Conv2d(n_in, 32, 4, stride=2, padding=1), nn.ReLU()]
+        # Halving drops the last row or column of an odd number; here it comes back.
+        odd = (height % 2, width % 2)
+        up = [nn.ReLU(), nn.ConvTranspose2d(32, n_in, 4, 2, padding=1, output_padding=odd), *up]
+    down += [nn.Flatten(), nn.Linear(n_units, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()]
+    between = [nn.Linear(n_latents, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()]
+    between += [nn.Linear(256, n_units), nn.Unflatten(1, smallest)]
+    *up, output = up
+    return (
+        Encoder(nn.Sequential(*down), (channels, *sizes[0]), 256, n_latents),
+        Decoder(nn.Sequential(*between, *up), n_latents, output),
     )
