@@ -3,9 +3,10 @@ import torch
 from torch.distributions import Normal
 
 from vaelib import VAE, fit, fit_seeds
+from vaelib.divergences import beta_divergence
 from vaelib.likelihoods import Bernoulli, Gaussian
 from vaelib.networks import mlp
-from vaelib.objectives import ELBO, ComputedGamma, LearnedGamma, OptimalSigma
+from vaelib.objectives import ELBO, ComputedGamma, LearnedGamma, OptimalSigma, Robust
 
 
 @pytest.fixture
@@ -146,6 +147,9 @@ def test_bad_knobs_are_refused():
     for momentum in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match=f"momentum is {momentum}"):
             ComputedGamma(momentum)
+    for beta in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"must be positive, got {beta}; .*ELBO"):
+            Robust(beta)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +158,7 @@ def test_bad_knobs_are_refused():
         (ELBO(1.0), ELBO(2.0)),
         (ComputedGamma(0.9), ComputedGamma(0.5)),
         (OptimalSigma(-6), OptimalSigma(0)),
+        (Robust(0.1), Robust(0.5)),
     ],
 )
 def test_every_knob_changes_the_loss(one, other, model, batch):
@@ -181,3 +186,30 @@ def test_sigma_goes_the_way_of_the_lone_run_under_seeds(kind):
         )
         assert lone.likelihood.sigma.item() == pytest.approx(history["sigma"][-1], rel=1e-4)
         assert lone.likelihood.sigma.item() != 1
+
+
+def test_robust_replaces_the_reconstruction_alone_and_ends_at_the_elbo(model, batch):
+    elbo = ELBO()(model, *batch)
+    terms = Robust(0.3).double()(model, *batch)
+    torch.testing.assert_close(terms["kl"], elbo["kl"])
+    torch.testing.assert_close(terms["loss"], terms["reconstruction"] + elbo["kl"].sum())
+    expected = beta_divergence(model(*batch).p, batch[0], torch.tensor(0.3)).mean()
+    torch.testing.assert_close(terms["reconstruction"], expected)
+    limit = Robust(1e-8).double()(model, *batch)
+    torch.testing.assert_close(limit["loss"], elbo["loss"])
+
+
+def test_robust_learns_the_sigma_of_the_clean_rows_and_the_elbo_does_not():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1000, 6, generator=generator) * torch.linspace(0.3, 1, 6)
+    clean = x.std(0)
+    x[:100] += 8.0 * (torch.randint(2, (100, 6), generator=generator) * 2 - 1)
+
+    def train(objective):
+        torch.manual_seed(0)
+        model = VAE(*mlp(6, hidden=()), Gaussian(torch.ones(6), learn=True))
+        fit(model, objective, x, steps=600, batch_size=250, lr=0.02, progress=False)
+        return model.likelihood.sigma
+
+    torch.testing.assert_close(train(Robust(0.5)), clean, rtol=0.15, atol=0)
+    assert (train(ELBO()) > 2 * clean).all()
