@@ -158,7 +158,7 @@ def test_many_seeds_of_conv_train_at_once():
 
 
 def test_sizes_that_cannot_work_are_refused():
-    for bad in (7, (64, 4), (28, 28, 1)):
+    for bad in (7, (64, 4), (28, 28, 28)):
         with pytest.raises(ValueError, match=r"image_size is .*at least 8 pixels each.*mlp"):
             conv(bad)
     with pytest.raises(ValueError, match="channels=0"):

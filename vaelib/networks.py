@@ -81,7 +81,7 @@ def _refuse_width(name: str, argument: str, width: int, values: Tensor) -> None:
 
 
 def _refuse_image(shape: tuple[int, ...], x: Tensor) -> None:
-    if x.ndim != 4 or x.shape[1:] != shape:
+    if x.shape[1:] != shape:
         channels, *image_size = shape
         raise ValueError(
             f"x has shape {tuple(x.shape)}, the network was built for (B, {channels}, "
