@@ -3,18 +3,21 @@
 `vaelib.plots` and `vaelib.widgets` are imported by name, since they bring matplotlib with them.
 """
 
-from vaelib import data, divergences, likelihoods, metrics, networks, objectives, schedules
+from vaelib import data, divergences, gates, likelihoods, metrics, networks, objectives, schedules
+from vaelib.geco import Geco
 from vaelib.training import History, Runs, fit, fit_seeds
 from vaelib.vae import VAE
 
 __all__ = [
     "VAE",
+    "Geco",
     "History",
     "Runs",
     "data",
     "divergences",
     "fit",
     "fit_seeds",
+    "gates",
     "likelihoods",
     "metrics",
     "networks",
