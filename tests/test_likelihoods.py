@@ -1,11 +1,23 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import distributions
 from torch.nn import functional as F
 
-from vaelib.likelihoods import Bernoulli, Gaussian
+from vaelib import VAE, data, fit, fit_seeds
+from vaelib.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    LogCosh,
+    LogCoshDistribution,
+    Mixed,
+)
+from vaelib.networks import mlp
+from vaelib.objectives import ELBO
 
 
 def test_gaussian_is_a_weighted_squared_error_with_its_constants():
@@ -77,5 +89,233 @@ def test_gaussian_refuses_only_what_is_not_finite():
 
 def test_images_are_summed_over_all_their_dimensions():
     x = torch.rand(4, 1, 8, 8)
-    for likelihood in (Gaussian(), Bernoulli()):
+    for likelihood in (Gaussian(), Bernoulli(), LogCosh()):
         assert likelihood(torch.zeros(4, 1, 8, 8)).log_prob(x).shape == (4,)
+
+
+# --- LogCosh -----------------------------------------------------------------------------------
+
+
+def log_cosh_density(a, x):
+    """The density around 0, in double precision, of each element of x."""
+    zero = torch.zeros((), dtype=torch.float64)
+    return LogCoshDistribution(zero, torch.tensor(a, dtype=torch.float64)).log_prob(x).exp()
+
+
+@pytest.mark.parametrize("a", [0.1, 1.0, 10.0])
+def test_log_cosh_is_its_formula_up_to_a_constant_per_feature(a):
+    x, decoded = torch.randn(2, 6, 13, dtype=torch.float64)
+    likelihood = LogCosh(a).double()
+    formula = (a * (x - decoded)).cosh().log().sum(-1) / a
+    at_zero = -likelihood(decoded).log_prob(decoded)
+    torch.testing.assert_close(-likelihood(decoded).log_prob(x) - at_zero, formula)
+    torch.testing.assert_close(likelihood(decoded).mean, decoded)
+
+
+@pytest.mark.parametrize("a", [0.1, 1.0, 10.0, 100.0])
+def test_log_cosh_is_finite_far_out_and_pulls_by_tanh(a):
+    """In float32, where cosh overflows at 89 and exp(-2at) does too."""
+    far = torch.tensor([-1e4, -500.0, -5.0, -0.3, 0.0, 1e-3, 2.0, 5.0, 500.0, 1e4])
+    decoded = torch.zeros(10, 1, requires_grad=True)
+    loss = -LogCosh(a)(decoded).log_prob(far[:, None])
+    assert loss.isfinite().all()
+    loss.sum().backward()
+    pull = -decoded.grad[:, 0]
+    assert pull.abs().max() <= 1
+    torch.testing.assert_close(pull, torch.tanh(a * far))
+    inside = (a * far).abs() < 5  # beyond, the float32 next to tanh(at) is 1
+    assert pull[inside].abs().max() < 1
+
+
+@pytest.mark.parametrize("a", [0.05, 0.5, 1.0, 3.0, 10.0, 200.0])
+def test_log_cosh_integrates_to_1(a):
+    x = torch.linspace(-80, 80, 1_600_001, dtype=torch.float64)
+    assert torch.trapezoid(log_cosh_density(a, x), x).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_log_cosh_lies_between_a_gaussian_and_a_laplace():
+    x = torch.linspace(-3, 3, 101, dtype=torch.float64)
+    for small in (1e-3, 1e-2):
+        sigma = small**-0.5
+        gaussian = distributions.Normal(0, sigma).log_prob(x * sigma).exp()
+        ratio = log_cosh_density(small, x * sigma) / gaussian
+        assert (ratio - 1).abs().max() < 7 * small
+    laplace = distributions.Laplace(0, 1).log_prob(x).exp()
+    for large in (1e3, 1e4):
+        assert (log_cosh_density(large, x) / laplace - 1).abs().max() < 1 / large
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("a", [0.1, 1.0, 10.0, 1000.0])
+def test_samples_of_log_cosh_follow_its_density(a, dtype):
+    torch.manual_seed(0)
+    n = 40_000
+    loc = torch.tensor([-1.0, 2.0], dtype=dtype)
+    samples = LogCoshDistribution(loc, torch.tensor(a, dtype=dtype)).sample((n,))
+    assert samples.shape == (n, 2)
+    assert samples.dtype == dtype
+    assert samples.isfinite().all()
+    residuals = (samples - loc).double()
+    half = torch.tensor(1 / (2 * a), dtype=torch.float64)
+    variance = torch.polygamma(1, half).item() / (2 * a**2)
+    assert residuals.mean(0).abs().max() < 4 * (variance / n) ** 0.5
+    torch.testing.assert_close(
+        residuals.var(0), torch.full((2,), variance).double(), rtol=0.05, atol=0
+    )
+
+    grid = torch.linspace(-80, 80, 800_001, dtype=torch.float64)
+    cdf = torch.cumulative_trapezoid(log_cosh_density(a, grid), grid)
+    for column in residuals.T:
+        test = stats.kstest(column.numpy(), lambda x: np.interp(x, grid[1:], cdf))
+        assert test.pvalue > 1e-3
+
+
+def test_an_a_that_is_not_positive_is_refused():
+    for a in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="a must be positive, got"):
+            LogCosh(a)
+
+
+def test_log_cosh_models_of_different_a_train_at_once():
+    values = [0.3, 10.0]
+    x = data.wine().x
+    run = {"steps": 30, "batch_size": 32, "lr": 1e-2, "progress": False}
+    likelihoods = iter([LogCosh(a) for a in values])
+    runs = fit_seeds(lambda: VAE(*mlp(13), next(likelihoods)), ELBO(), x, seeds=[4, 4], **run)
+    for a, together in zip(values, runs.models, strict=True):
+        torch.manual_seed(4)
+        alone = VAE(*mlp(13), LogCosh(a))
+        fit(alone, ELBO(), x, seed=4, **run)
+        assert together.likelihood.a.item() == pytest.approx(a)
+        for name, weight in alone.state_dict().items():
+            torch.testing.assert_close(weight, together.state_dict()[name], rtol=0, atol=1e-4)
+    bias, other = (model.decoder.output.bias for model in runs.models)
+    assert (bias - other).abs().max() > 1e-3
+
+
+# --- Categorical -------------------------------------------------------------------------------
+
+
+def one_hot(classes, n=3):
+    return F.one_hot(torch.as_tensor(classes), n).float()
+
+
+def test_categorical_is_cross_entropy():
+    classes = torch.tensor([0, 2, 1, 1, 0])
+    logits = 3 * torch.randn(5, 3)
+    expected = F.cross_entropy(logits, classes, reduction="none")
+    p = Categorical()(logits)
+    torch.testing.assert_close(-p.log_prob(one_hot(classes)), expected)
+    torch.testing.assert_close(p.mean, logits.softmax(-1))
+
+
+@pytest.mark.parametrize(
+    "row", [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.5, 0.5, 0.0], [1.0, 0.2, 0.0], [0.5, 0.0, 0.0]]
+)
+def test_categorical_refuses_what_is_not_one_hot(row):
+    x = one_hot([0, 2, 1])
+    Categorical().check(x)
+    x[1] = torch.tensor(row)
+    with pytest.raises(ValueError, match=r"row 1 of x is .*single 1 among zeros.*OneHotEncoder"):
+        Categorical().check(x)
+
+
+@pytest.mark.parametrize("bad", [2.0, -1.0, math.nan])
+def test_categorical_refuses_what_is_no_probability(bad):
+    x = one_hot([0, 2, 1])
+    x[2, 0] = bad
+    with pytest.raises(ValueError, match=r"x\[2, 0\] is .*Categorical can score.*OneHotEncoder"):
+        Categorical().check(x)
+
+
+# --- Mixed -------------------------------------------------------------------------------------
+
+
+def table(n=6):
+    """Two numbers, two bits and a class of three, in seven columns."""
+    torch.manual_seed(0)
+    return torch.cat([torch.randn(n, 2), torch.rand(n, 2).round(), one_hot([0, 2, 1] * 2)[:n]], 1)
+
+
+def mixed(sigma=0.5):
+    return Mixed((Gaussian(sigma), 2), (Bernoulli(), 2), (Categorical(), 3))
+
+
+def test_mixed_is_the_sum_of_its_parts():
+    x, decoded = table(), torch.randn(6, 7)
+    expected = (
+        Gaussian(0.5)(decoded[:, :2]).log_prob(x[:, :2])
+        + Bernoulli()(decoded[:, 2:4]).log_prob(x[:, 2:4])
+        + Categorical()(decoded[:, 4:]).log_prob(x[:, 4:])
+    )
+    assert expected.shape == (6,)
+    torch.testing.assert_close(mixed()(decoded).log_prob(x), expected)
+
+
+def test_the_mean_and_samples_of_mixed_are_rows_of_the_table():
+    decoded = torch.randn(6, 7)
+    p = mixed()(decoded)
+    expected = [decoded[:, :2], decoded[:, 2:4].sigmoid(), decoded[:, 4:].softmax(-1)]
+    torch.testing.assert_close(p.mean, torch.cat(expected, 1))
+    torch.manual_seed(0)
+    samples = p.sample((4000,))
+    assert samples.shape == (4000, 6, 7)
+    assert p.sample().shape == (6, 7)
+    mixed().check(samples.flatten(0, 1))  # bits are bits and classes one-hot
+    torch.testing.assert_close(samples.mean(0), p.mean, rtol=0, atol=0.05)
+    torch.testing.assert_close(samples[..., :2].std(0), torch.full((6, 2), 0.5), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("width", [6, 8])
+def test_mixed_refuses_another_width(width):
+    with pytest.raises(ValueError, match=rf"x has {width} columns.*\[2, 2, 3\], together 7"):
+        mixed().check(torch.zeros(5, width))
+
+
+@pytest.mark.parametrize(
+    ("column", "bad", "message"),
+    [
+        (1, math.nan, r"in columns 0 to 1 of x: .*Gaussian.*impute"),
+        (3, 1.5, r"in columns 2 to 3 of x: .*Bernoulli.*use Gaussian"),
+        (5, 1.0, r"in columns 4 to 6 of x: row 0 of x .*single 1"),
+    ],
+)
+def test_mixed_names_the_columns_of_a_bad_part(column, bad, message):
+    x = table()
+    mixed().check(x)
+    x[0, column] = bad
+    with pytest.raises(ValueError, match=message):
+        mixed().check(x)
+
+
+def test_mixed_without_parts_or_columns_is_refused():
+    for parts in ([], [(Gaussian(), 2), (Bernoulli(), 0)]):
+        with pytest.raises(ValueError, match="give each part at least one column"):
+            Mixed(*parts)
+
+
+def test_mixed_learns_the_sigma_of_its_part():
+    likelihood = Mixed((Gaussian(learn=True), 2), (Categorical(), 3))
+    assert [name for name, _ in likelihood.named_parameters()] == ["parts.0.log_sigma"]
+
+
+# --- all ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Gaussian(1.0), Gaussian(0.5)),
+        (Gaussian(1.0), Gaussian(torch.linspace(0.5, 1.5, 7))),
+        (LogCosh(1.0), LogCosh(2.0)),
+        (LogCosh(10.0), LogCosh(11.0)),
+        (mixed(1.0), mixed(0.5)),
+        (Mixed((Gaussian(), 7)), Mixed((Gaussian(), 6), (LogCosh(), 1))),
+        (Mixed((Gaussian(), 4), (Bernoulli(), 3)), Mixed((Gaussian(), 3), (Bernoulli(), 4))),
+        (Mixed((Gaussian(), 4), (Bernoulli(), 3)), Mixed((Bernoulli(), 3), (Gaussian(), 4))),
+    ],
+)
+def test_every_knob_changes_the_loss(one, other):
+    x, decoded = table(), torch.randn(6, 7)
+    gap = one(decoded).log_prob(x) - other(decoded).log_prob(x)
+    assert gap.abs().max() > 1e-3

@@ -165,9 +165,12 @@ class LogCoshDistribution(distributions.Distribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws (*sample_shape, *loc.shape)."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        half = (1 / (2 * self.a)).expand(shape)
-        u = distributions.Beta(half, half).sample()
-        return self.loc + torch.logit(u, eps=torch.finfo(u.dtype).tiny) / (2 * self.a)
+        # logit(u) is the log-ratio of two Gamma(1/2a), which underflow where a is large. Writing
+        # each as Gamma(1/2a + 1)·U^2a leaves a Laplace with scale 1, and finite draws, for any a.
+        gamma = distributions.Gamma(1 + 1 / (2 * self.a), torch.ones_like(self.a))
+        log_gammas = gamma.sample(torch.Size((2, *shape))).log()
+        laplace = distributions.Laplace(self.loc.new_zeros(shape), 1.0).sample()
+        return self.loc + laplace + (log_gammas[0] - log_gammas[1]) / (2 * self.a)
 
 
 class LogCosh(Likelihood):
