@@ -112,7 +112,7 @@ def test_any_size_shows_the_same_picture():
 
 
 def test_what_is_drawn_does_not_hang_on_rounding():
-    """Ten thousand full turns change the last digits, by far more than devices differ, and no pixel."""
+    """Ten thousand full turns change last digits, more than devices differ in, and no pixel."""
     values = sprites.values(EVERYWHERE)
     turned = values.clone()
     turned[:, 2] += 20_000 * torch.pi
