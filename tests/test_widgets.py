@@ -68,6 +68,21 @@ def test_axes_hold_all_frames_and_points_share_one_range() -> None:
         assert axis["limits"][0] <= min(ticks) < max(ticks) <= axis["limits"][1]
 
 
+def test_players_with_one_reach_have_one_scale() -> None:
+    """Each panel's own numbers span less than what all players together hold."""
+
+    def axes(scale: float, reach: tuple[float, ...]) -> list[list[float]]:
+        plane = widgets.scatter("Plane", scale * POINTS, CLASSES, NAMES, reach=reach)
+        loss = widgets.lines("Loss", np.arange(F), {"a": scale * np.arange(F)}, reach=reach)
+        spectrum = widgets.bars("Spectrum", scale * np.ones((F, 1)), ["1"], reach=reach)
+        specs = plane.spec["x"], plane.spec["y"], loss.spec["y"], spectrum.spec["y"]
+        return [spec["limits"] for spec in specs]
+
+    assert axes(0.1, (-5, 7)) == axes(1, (-5, 7)) == [[-5.48, 7.48]] * 4
+    assert axes(0.1, ()) != axes(1, ())
+    assert axes(100, (-5, 7))[2][1] > 400  # and what does not fit is not cut
+
+
 def test_bars_that_are_all_positive_stand_on_the_axis() -> None:
     assert widgets.bars("Spectrum", [[1, 3], [2, 1]], ["1", "2"]).spec["y"]["limits"][0] == 0
 
@@ -137,9 +152,9 @@ def test_the_plain_text_beside_the_html_is_short() -> None:
 def test_the_reader_s_own_style_is_left_alone() -> None:
     import matplotlib
 
-    before = matplotlib.rcParams.copy()
+    before = dict(matplotlib.rcParams)  # not a copy: reading the backend chooses one
     make()
-    assert dict(matplotlib.rcParams) == dict(before)
+    assert dict(matplotlib.rcParams) == before
 
 
 @pytest.mark.parametrize(
@@ -170,6 +185,10 @@ def test_the_reader_s_own_style_is_left_alone() -> None:
             "'L': 'a' is not finite, first in frame 2: end the frames before",
         ),
         (lambda: widgets.lines("L", [0, 1], {}), "'L': there are no curves: pass at least one"),
+        (
+            lambda: widgets.bars("B", [[1]], ["1"], "kg", reach=(0, np.inf)),
+            "reach of the axis 'kg' is not finite: pass numbers it can show",
+        ),
         (
             lambda: widgets.bars("B", np.ones((2, 3)), ["1"]),
             "'B': 1 labels for 3 bars: pass one for each",

@@ -46,6 +46,7 @@ def scatter(
     names: Sequence[str],
     xlabel: str = "z₁",
     ylabel: str = "z₂",
+    reach: plots.Values = (),
 ) -> Panel:
     """Points that move, one colour and one marker for each class.
 
@@ -56,6 +57,8 @@ def scatter(
         points: (F, N, 2), where each of N points is in each of F frames.
         classes: (N,), the class of each point.
         names: a name for each class, in the order of the sorted labels.
+        reach: as for every panel, values that the axis (here both) reaches to at least. Players
+            that are to be compared need one and the same scale: give them the values of all.
     """
     points, classes = _array(f"{title!r}: points", points, "FN2"), plots.to_numpy(classes)
     if classes.shape != points.shape[1:2] or points.shape[2] != 2:
@@ -63,7 +66,7 @@ def scatter(
             f"{title!r}: points has shape {points.shape} and classes {classes.shape}: "
             "pass (F, N, 2) and (N,)"
         )
-    x, y = _axis(points, xlabel), _axis(points, ylabel)
+    x, y = _axis(points, xlabel, reach), _axis(points, ylabel, reach)
     marks = [
         {
             "name": names[index],
@@ -87,12 +90,14 @@ def lines(
     series: Mapping[str, plots.Values],
     xlabel: str = "epoch",
     ylabel: str = "nats per sample",
+    reach: plots.Values = (),
 ) -> Panel:
     """Curves with one value a frame: faint as a whole, strong up to the current frame.
 
     Args:
         x: (F,), where each frame lies on the horizontal axis.
         series: a curve (F,) for each label.
+        reach: values that the vertical axis reaches to at least.
     """
     x = _array(f"{title!r}: x", x, "F")
     ys = {name: _array(f"{title!r}: {name!r}", values, "F") for name, values in series.items()}
@@ -104,7 +109,7 @@ def lines(
             )
     if not ys:
         raise ValueError(f"{title!r}: there are no curves: pass at least one")
-    x_axis, y_axis = _axis(x, xlabel), _axis(np.stack([*ys.values()]), ylabel)
+    x_axis, y_axis = _axis(x, xlabel), _axis(np.stack([*ys.values()]), ylabel, reach)
     curves = [
         {
             "name": name,
@@ -129,19 +134,21 @@ def bars(
     heights: plots.Values,
     labels: Sequence[str],
     ylabel: str = "nats per sample",
+    reach: plots.Values = (),
 ) -> Panel:
     """Bars from zero, such as a spectrum.
 
     Args:
         heights: (F, K), the height of each of K bars in each of F frames.
         labels: a short label for each bar.
+        reach: values that the vertical axis reaches to at least.
     """
     heights = _array(f"{title!r}: heights", heights, "FK")
     if len(labels) != heights.shape[1]:
         raise ValueError(
             f"{title!r}: {len(labels)} labels for {heights.shape[1]} bars: pass one for each"
         )
-    y = _axis(np.append(heights, 0.0), ylabel)
+    y = _axis(np.append(heights, 0.0), ylabel, reach)
 
     def draw(ax: Axes, frame: int) -> None:
         ax.bar(labels, heights[frame], width=0.7)
@@ -244,8 +251,11 @@ def _array(what: str, values: plots.Values, shape: str) -> np.ndarray:
     return array
 
 
-def _axis(values: np.ndarray, label: str) -> dict[str, Any]:
+def _axis(values: np.ndarray, label: str, reach: plots.Values = ()) -> dict[str, Any]:
     """Limits with a little room (none below a least value of zero), ticks and decimals."""
+    values = np.append(values, plots.to_numpy(reach))
+    if not np.isfinite(values).all():
+        raise ValueError(f"reach of the axis {label!r} is not finite: pass numbers it can show")
     low, high = float(values.min()), float(values.max())
     span = high - low or abs(high) or 1.0
     low, high = low - 0.04 * span * (low != 0), high + 0.04 * span
