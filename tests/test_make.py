@@ -1,5 +1,6 @@
 """The Makefile and its tools, each run on a small copy of the checkout."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -197,6 +198,20 @@ def test_execute_writes_outputs_and_nothing_about_the_machine(installed: Path) -
         "language_info": {"name": "python"},
     }
     assert not path.with_name("good.ipynb.new").exists()
+
+
+def test_execute_stores_no_widget_but_what_else_a_cell_shows(installed: Path) -> None:
+    path = installed / "book" / "live.ipynb"
+    slider = "import ipywidgets; print('text'); ipywidgets.interact(lambda x: print(x), x=(0, 3));"
+    write_notebook(path, slider, "1 + 1")
+    result = run("make", "execute", "NB=book/live.ipynb", cwd=installed)
+    assert result.returncode == 0, result.stdout
+
+    notebook = nbformat.read(path, 4)
+    assert [output.text for output in notebook.cells[0].outputs] == ["text\n"]
+    assert notebook.cells[1].outputs[0].data == {"text/plain": "2"}
+    assert "widgets" not in notebook.metadata
+    assert "widget" not in json.dumps([cell.outputs for cell in notebook.cells])
 
 
 def test_execute_names_the_cell_that_failed_and_leaves_the_file(installed: Path) -> None:

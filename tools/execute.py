@@ -16,6 +16,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from pages import ROOT, notebooks
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 CELL_TIMEOUT = 300  # seconds; a hanging cell should fail, not wait for ever
 
 # What the kernel finds in its environment: no graphics card, and no progress bars in the outputs.
@@ -43,6 +44,13 @@ def execute(path: Path) -> None:
         raise RuntimeError(f"code cell {client.code_cells_executed} failed.\n{error}") from error
     notebook.metadata.kernelspec = KERNELSPEC
     notebook.metadata.language_info = {"name": "python"}
+    # A widget lives by its kernel. In a page it would be a dead control, so its code stands alone.
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [
+                each for each in cell.outputs if WIDGET_VIEW not in each.get("data", {})
+            ]
 
     # Written beside it and moved over it: an interruption leaves the old file or the new one.
     written = path.with_name(path.name + ".new")

@@ -12,13 +12,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import repository
-from execute import KERNELSPEC
+from execute import KERNELSPEC, WIDGET_VIEW
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
 ROOT = repository.ROOT
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 MAX_BYTES = 1_500_000
 MAX_LINES = 15
 MIN_ALT = 30  # letters; "Plot of the loss" describes nothing
@@ -118,14 +116,13 @@ def plain_metadata(notebook: NotebookNode, path: Path) -> list[str]:
     return problems
 
 
-def widgets_have_state(notebook: NotebookNode, path: Path) -> list[str]:
-    """A widget's view comes with its model: without it the page shows nothing and says nothing."""
-    states = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
+def no_dead_controls(notebook: NotebookNode, path: Path) -> list[str]:
+    """No widget is stored: in a page it would answer nothing, and say nothing about it."""
     return [
-        f"{name} shows a widget whose state is not in the notebook; save it with widget state"
+        f"{name} stored a widget, which is dead without a kernel; make execute NB={path}"
         for name, cell in code_cells(notebook)
         for bundle in bundles(cell)
-        if WIDGET_VIEW in bundle and bundle[WIDGET_VIEW]["model_id"] not in states
+        if WIDGET_VIEW in bundle
     ]
 
 
@@ -388,7 +385,7 @@ ALL = [
     no_errors,
     run_in_order,
     plain_metadata,
-    widgets_have_state,
+    no_dead_controls,
     figures_described,
     players_described,
     no_machine_traces,

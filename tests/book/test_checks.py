@@ -118,12 +118,7 @@ FAULTS = [
     (checks.plain_metadata, lambda nb: nb.metadata.kernelspec.update(name="mine"), "mine"),
     (checks.plain_metadata, lambda nb: nb.metadata.language_info.update(version="3"), "language"),
     (checks.plain_metadata, put(4, {"iopub.execute_input": "12:00"}, "execution"), "when it ran"),
-    (checks.widgets_have_state, lambda nb: show(nb, VIEW), "state"),
-    (
-        checks.widgets_have_state,  # as Colab stores it: no key `state`
-        lambda nb: (show(nb, VIEW), nb.metadata.update(widgets={checks.WIDGET_STATE: {"abc": {}}})),
-        "state",
-    ),
+    (checks.no_dead_controls, lambda nb: show(nb, VIEW), "dead without a kernel"),
     (checks.figures_described, put(2, {}, "mystnb"), "alt text ''"),
     (checks.figures_described, put(2, "A plot.", "mystnb", "image", "alt"), "'A plot.'"),
     (checks.figures_described, put(2, " ", "mystnb", "figure", "caption"), "no caption"),
@@ -204,10 +199,9 @@ def test_a_good_chapter_passes(check: Callable) -> None:
     assert check(chapter(), PATH) == []
 
 
-def test_good_widgets_players_and_long_comments_pass() -> None:
+def test_good_players_and_long_comments_pass() -> None:
     notebook = chapter()
-    show(notebook, VIEW | {"text/html": PLAYER + '<a href="https://example.org">paper</a>'})
-    notebook.metadata.widgets = {checks.WIDGET_STATE: {"state": {"abc": {}}}}
+    show(notebook, {"text/html": PLAYER + '<a href="https://example.org">paper</a>'})
     notebook.cells[4].source += "\n# a comment" * 20 + "\n" * 20
     assert [problem for check in checks.ALL for problem in check(notebook, PATH)] == []
 
