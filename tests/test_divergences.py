@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.distributions import Laplace, Normal, kl_divergence
 
-from vaelib.divergences import beta_divergence, gaussian_kl, log_power_integral
+from vaelib.divergences import beta_divergence, gaussian_kl, imq, log_power_integral, mmd, rbf
 from vaelib.likelihoods import Bernoulli, Categorical, Gaussian, LogCosh, Mixed
 
 
@@ -36,6 +36,83 @@ def test_it_is_zero_at_the_prior_and_accurate_near_it():
 def test_it_is_never_negative():
     logvar = torch.linspace(-1e-2, 1e-2, 10_001)
     assert (gaussian_kl(torch.zeros(10_001), logvar) >= 0).all()
+
+
+def rbf_by_hand(a, b):
+    return torch.exp(-(a - b).square().sum() / (2 * len(a)))
+
+
+def imq_by_hand(a, b):
+    return 1 / (1 + (a - b).square().sum() / (2 * len(a)))
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize(("kernel", "by_hand"), [(rbf, rbf_by_hand), (imq, imq_by_hand)])
+def test_mmd_equals_loops_over_pairs(kernel, by_hand, unbiased):
+    """With as many points as it takes to tell N from M."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (4, 7))
+
+    def mean_within(z):
+        n = len(z)
+        pairs = [(i, j) for i in range(n) for j in range(n) if not (unbiased and i == j)]
+        return sum(by_hand(z[i], z[j]) for i, j in pairs) / len(pairs)
+
+    between = sum(by_hand(a, b) for a in x for b in y) / 28
+    expected = mean_within(x) + mean_within(y) - 2 * between
+    torch.testing.assert_close(mmd(x, y, unbiased, kernel), expected)
+
+
+@pytest.mark.parametrize("kernel", [rbf, imq])
+@pytest.mark.parametrize("n_latents", [2, 32])
+def test_only_the_unbiased_mmd_averages_0_where_nothing_differs(kernel, n_latents):
+    generator = torch.Generator().manual_seed(0)
+    # N and M differ, since with N = M a wrong N in one place can make up for a wrong M in another.
+    x = torch.randn(2000, 24, n_latents, generator=generator)
+    y = torch.randn(2000, 40, n_latents, generator=generator)
+
+    def z_score(x, unbiased):
+        draws = torch.func.vmap(lambda a, b: mmd(a, b, unbiased, kernel))(x, y)
+        return (draws.mean() / draws.std() * len(draws) ** 0.5).item()
+
+    assert abs(z_score(x, unbiased=True)) < 4
+    assert z_score(x, unbiased=False) > 40
+    # The same test rejects a q that is shifted, and one that is too narrow.
+    assert z_score(x + 0.2, unbiased=True) > 10
+    assert z_score(0.8 * x, unbiased=True) > 10
+
+
+def test_the_biased_mmd_is_never_negative_and_a_single_unbiased_one_may_be():
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(500, 2, 16, 2, generator=generator).unbind(1)
+    biased, unbiased = (
+        torch.func.vmap(lambda x, y, u=u: mmd(x, y, unbiased=u))(*samples) for u in (False, True)
+    )
+    assert biased.min() > 0
+    assert unbiased.min() < 0 < unbiased.max()
+
+
+def test_far_codes_feel_the_pull_of_imq_and_not_of_rbf():
+    generator = torch.Generator().manual_seed(0)
+    prior, codes = torch.randn(2, 64, 2, generator=generator, dtype=torch.float64)
+    codes = (codes + 20).requires_grad_()
+
+    def pull(kernel):
+        (gradient,) = torch.autograd.grad(mmd(codes, prior, kernel=kernel), codes)
+        return gradient.sum(0).min().item()  # on all of them: their pulls on each other cancel
+
+    assert pull(imq) > 1e-4
+    assert abs(pull(rbf)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("shape", "other"),
+    [((8, 2), (8, 3)), ((1, 2), (8, 2)), ((8, 2), (1, 2)), ((8,), (8,)), ((2, 8, 2), (8, 2))],
+)
+def test_samples_that_mmd_cannot_compare_are_refused_with_their_shapes(shape, other):
+    with pytest.raises(ValueError, match="two samples of at least two points") as refusal:
+        mmd(torch.zeros(shape), torch.zeros(other))
+    assert f"x has shape {shape} and y {other}" in str(refusal.value)
 
 
 CODES = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1]]

@@ -3,10 +3,10 @@ import torch
 from torch.distributions import Normal
 
 from vaelib import VAE, fit, fit_seeds
-from vaelib.divergences import beta_divergence
+from vaelib.divergences import beta_divergence, mmd, rbf
 from vaelib.likelihoods import Bernoulli, Gaussian
 from vaelib.networks import mlp
-from vaelib.objectives import ELBO, ComputedGamma, LearnedGamma, OptimalSigma, Robust
+from vaelib.objectives import ELBO, ComputedGamma, InfoVAE, LearnedGamma, OptimalSigma, Robust
 
 
 @pytest.fixture
@@ -19,6 +19,13 @@ def model():
 def batch():
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(32, n, generator=generator, dtype=torch.float64) for n in (13, 3)]
+
+
+@pytest.fixture
+def prior():
+    """The codes that InfoVAE compares with."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(32, 3, generator=generator, dtype=torch.float64)
 
 
 def test_elbo_is_its_formula_in_nats_per_sample(model, batch):
@@ -143,6 +150,55 @@ def test_a_sigma_that_is_not_free_is_refused(kind):
             fit(model, kind(), x.sigmoid(), steps=1, batch_size=8)
 
 
+def test_info_vae_is_its_formula(model, batch, prior):
+    x, eps = batch
+    elbo = ELBO()(model, x, eps)
+    for unbiased, kernel in ((True, rbf), (False, rbf)):
+        mismatch = mmd(model(x, eps).z, prior, unbiased, kernel)
+        terms = InfoVAE(0.3, 10.0, unbiased, kernel).double()(model, x, eps, prior)
+        expected = elbo["reconstruction"] + 0.7 * elbo["kl"].sum() + 9.3 * mismatch
+        torch.testing.assert_close(terms["loss"], expected)
+        torch.testing.assert_close(terms["mmd"], mismatch)
+        torch.testing.assert_close(terms["kl"], elbo["kl"])
+
+
+def test_info_vae_goes_from_the_elbo_to_no_kl_at_all(model, batch, prior):
+    """α = 0, λ = 1 is the ELBO, whatever the prior's draws; α = 1 holds no posterior by itself."""
+    elbo = ELBO()(model, *batch)
+    for draws in (prior, prior + 5):
+        terms = InfoVAE(alpha=0, lam=1)(model, *batch, draws)
+        torch.testing.assert_close(terms["loss"], elbo["loss"])
+    beta_vae = InfoVAE(alpha=0.75, lam=0.25).double()(model, *batch, prior)
+    torch.testing.assert_close(beta_vae["loss"], ELBO(0.25)(model, *batch)["loss"])
+
+    free = InfoVAE(alpha=1, lam=7).double()(model, *batch, prior)
+    torch.testing.assert_close(free["loss"], free["reconstruction"] + 7 * free["mmd"])
+    assert free["kl"].sum() > 0.01
+
+
+def test_info_vae_refuses_to_reward_mismatch_and_names_the_weight():
+    for alpha, lam, message in [
+        (0.0, 0.001, r"weight alpha\+lam-1 is -0.999, .* lam of at least 1$"),
+        (0.5, 0.03, r"weight alpha\+lam-1 is -0.47, .* lam of at least 0.5$"),
+        (0.0, float("nan"), "lam nan"),
+        (1.5, 1.0, "weight 1-alpha is -0.5; give alpha of at most 1"),
+        (float("nan"), 1.0, "alpha is nan"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            InfoVAE(alpha, lam)
+    InfoVAE(-9.0, 10.0)  # weights 10 and 0: odd, and allowed
+
+
+def test_info_vae_s_noise_is_two_draws_and_its_own_prior_draws_differ(model, batch):
+    eps, prior = InfoVAE(1, 1).noise(model, 32, torch.Generator().manual_seed(0))
+    assert eps.shape == prior.shape == (32, 3)
+    assert not torch.equal(eps, prior)
+    objective = InfoVAE(1, 1).double()
+    torch.manual_seed(0)
+    first, second = (objective(model, *batch)["mmd"] for _ in range(2))
+    assert first != second
+
+
 def test_bad_knobs_are_refused():
     for momentum in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match=f"momentum is {momentum}"):
@@ -158,13 +214,18 @@ def test_bad_knobs_are_refused():
         (ELBO(1.0), ELBO(2.0)),
         (ComputedGamma(0.9), ComputedGamma(0.5)),
         (OptimalSigma(-6), OptimalSigma(0)),
+        (InfoVAE(0.5, 10), InfoVAE(0.9, 10)),
+        (InfoVAE(0.5, 10), InfoVAE(0.5, 20)),
+        (InfoVAE(0.5, 10), InfoVAE(0.5, 10, unbiased=False)),
+        (InfoVAE(0.5, 10), InfoVAE(0.5, 10, kernel=rbf)),
         (Robust(0.1), Robust(0.5)),
     ],
 )
-def test_every_knob_changes_the_loss(one, other, model, batch):
-    losses = [
-        objective.double()(model, 0.5 * batch[0], batch[1])["loss"] for objective in (one, other)
-    ]
+def test_every_knob_changes_the_loss(one, other, model, batch, prior):
+    losses = []
+    for objective in (one, other):
+        noise = [batch[1], prior] if isinstance(objective, InfoVAE) else batch[1:]
+        losses.append(objective.double()(model, 0.5 * batch[0], *noise)["loss"])
     assert abs(losses[0] - losses[1]) > 1e-3
 
 
