@@ -38,6 +38,9 @@ def execute(path: Path) -> None:
         coalesce_streams=True,  # one output per stream, however the text happened to be buffered
         resources={"metadata": {"path": str(path.parent)}},
     )
+    # nbclient plays the front end of Output widgets, and what it then sends can hide a cell's reply
+    # from it until the timeout (jupyter/nbclient#312). Without, a widget's output is its cell's.
+    client.widget_registry.clear()
     try:
         client.execute(env=os.environ | ENVIRONMENT)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
