@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -46,6 +47,16 @@ class Encoder(nn.Module):
         mu, logvar = self.mu_logvar(self.body(x)).chunk(2, dim=-1)
         return mu, logvar
 
+    def narrowed(self, keep: Tensor) -> Encoder:
+        """A copy that returns only those latents for which keep, booleans (n_latents,), says so."""
+        narrow = copy.deepcopy(self)
+        narrow.n_latents = int(keep.sum())
+        last, rows = narrow.mu_logvar, keep.repeat(2)
+        last.weight = nn.Parameter(last.weight.detach()[rows])
+        last.bias = nn.Parameter(last.bias.detach()[rows])
+        last.out_features = len(last.weight)
+        return narrow
+
 
 class Decoder(nn.Module):
     """Maps z (B, n_latents) to the parameters of the likelihood, in the shape of x.
@@ -70,6 +81,15 @@ class Decoder(nn.Module):
         """Returns the likelihood's parameters for z (B, n_latents)."""
         _refuse_width("z", "n_latents", self.n_latents, z)
         return self.output(self.body(z))
+
+    def narrowed(self, keep: Tensor) -> Decoder:
+        """A copy for the latents that keep, booleans (n_latents,), says; 0 for all the others."""
+        narrow = copy.deepcopy(self)
+        narrow.n_latents = int(keep.sum())
+        first = next(layer for layer in narrow.modules() if isinstance(layer, nn.Linear))
+        first.weight = nn.Parameter(first.weight.detach()[:, keep])
+        first.in_features = narrow.n_latents
+        return narrow
 
 
 def _refuse_width(name: str, argument: str, width: int, values: Tensor) -> None:

@@ -227,6 +227,8 @@ def _prepared(pairs: list[_Pair], x: Tensor, steps: int) -> Iterator[Tensor]:
             pair.model.validate_args = False
             pair.train()
         yield x
+        for pair in pairs:
+            pair.objective.end(pair.model)
     finally:
         for pair, validate_args in zip(pairs, before, strict=True):
             pair.model.validate_args = validate_args

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -49,9 +50,14 @@ class VAE(nn.Module):
         likelihood: what these parameters mean. Gaussian with σ = 1 unless said otherwise.
 
     Attributes:
+        open: 1 for each latent in use, 0 for each that `objectives.Narrowing` closed, (d,). The
+            posterior of a closed latent is the prior, so that its KL is 0, and the decoder is
+            handed 0 in its place.
         validate_args: check every batch that comes in. `fit` checks the whole data once and
             switches this off while it trains, since a check waits for the device.
     """
+
+    open: Tensor
 
     def __init__(
         self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood | None = None
@@ -61,11 +67,13 @@ class VAE(nn.Module):
         self.decoder = decoder
         self.likelihood = Gaussian() if likelihood is None else likelihood
         self.n_latents: int = encoder.n_latents  # type: ignore[assignment]
+        self.register_buffer("open", torch.ones(self.n_latents))
         self.validate_args = True
 
     def encode(self, x: Tensor) -> Posterior:
         """q(z|x) for x (B, …): a normal distribution with attributes `mu` and `logvar`."""
-        return Posterior(*self.encoder(x))
+        mu, logvar = self.encoder(x)
+        return Posterior(mu * self.open, logvar * self.open)
 
     def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal eps (n, d), on the model's device and in its precision."""
@@ -86,7 +94,7 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x|z) for z (B, d): its `mean` is the reconstruction, its `log_prob(x)` is (B,)."""
-        return self.likelihood(self.decoder(z))
+        return self.likelihood(self.decoder(z * self.open))
 
     def forward(self, x: Tensor, eps: Tensor | None = None) -> Terms:
         """One pass over a batch x (B, …) with noise eps (B, d), drawn where not given.
@@ -100,3 +108,27 @@ class VAE(nn.Module):
         z = self.reparameterize(q, eps)
         p = self.decode(z)
         return Terms(reconstruction=-p.log_prob(x), kl=gaussian_kl(q.mu, q.logvar), q=q, z=z, p=p)
+
+    def narrowed(self) -> VAE:
+        """A plain VAE without the closed latents, in whose stead nothing is computed any more.
+
+        Its codes are the columns of this model's for the latents that are open, and what it
+        decodes from them is the same. Both networks must have a method `narrowed`, as those of
+        `networks` do.
+
+        Raises:
+            ValueError: no latent is open.
+        """
+        keep = self.open > 0
+        if not keep.any():
+            raise ValueError(
+                f"all {self.n_latents} latents are closed, so there is nothing left to encode: "
+                "the data's mean alone meets tau; narrow with a lower tau"
+            )
+        narrow = VAE(
+            self.encoder.narrowed(keep),  # type: ignore[operator]
+            self.decoder.narrowed(keep),  # type: ignore[operator]
+            copy.deepcopy(self.likelihood),
+        )
+        narrow.open = self.open[keep]
+        return narrow.train(self.training)
