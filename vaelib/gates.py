@@ -122,7 +122,8 @@ def _pathwise(f: Values, relax: Values, logits: Tensor, u: Tensor) -> Tensor:
 def straight_through(f: Values, logits: Tensor, u: Tensor) -> Tensor:
     """F'(b)·p(1 - p): the step is taken forth, the slope of p back.
 
-    After Bengio et al. (2013), who pass F'(b) on without the slope. Biased where F is not linear. f must be differentiable in the gates.
+    After Bengio et al. (2013), who pass F'(b) on without the slope. Biased where F is not linear.
+    f must be differentiable in the gates.
     """
     drawn, _ = draw(logits, u)
 
