@@ -200,15 +200,15 @@ def test_execute_writes_outputs_and_nothing_about_the_machine(installed: Path) -
     assert not path.with_name("good.ipynb.new").exists()
 
 
-def test_execute_stores_no_widget_but_what_else_a_cell_shows(installed: Path) -> None:
+def test_execute_stores_no_widget_but_what_it_shows_at_its_start(installed: Path) -> None:
     path = installed / "book" / "live.ipynb"
-    slider = "import ipywidgets; print('text'); ipywidgets.interact(lambda x: print(x), x=(0, 3));"
+    slider = "import ipywidgets; ipywidgets.interact(lambda x: print('at', x), x=(0, 3));"
     write_notebook(path, slider, "1 + 1")
     result = run("make", "execute", "NB=book/live.ipynb", cwd=installed)
     assert result.returncode == 0, result.stdout
 
     notebook = nbformat.read(path, 4)
-    assert [output.text for output in notebook.cells[0].outputs] == ["text\n"]
+    assert [output.text for output in notebook.cells[0].outputs] == ["at 1\n"]
     assert notebook.cells[1].outputs[0].data == {"text/plain": "2"}
     assert "widgets" not in notebook.metadata
     assert "widget" not in json.dumps([cell.outputs for cell in notebook.cells])

@@ -39,7 +39,8 @@ def execute(path: Path) -> None:
         resources={"metadata": {"path": str(path.parent)}},
     )
     # nbclient plays the front end of Output widgets, and what it then sends can hide a cell's reply
-    # from it until the timeout (jupyter/nbclient#312). Without, a widget's output is its cell's.
+    # from it until the timeout (jupyter/nbclient#312). Without, what a widget shows at its start is
+    # its cell's output, instead of what the cell printed before: give `interact` a cell of its own.
     client.widget_registry.clear()
     try:
         client.execute(env=os.environ | ENVIRONMENT)
