@@ -257,7 +257,7 @@ def test_the_surrogate_sends_nothing_into_what_f_was_made_of():
 def test_gates_start_open_and_say_which_are():
     module = Gates(3)
     assert module.open.tolist() == [True] * 3
-    torch.testing.assert_close(module.probabilities, torch.full((3,), 1 / (1 + math.exp(-4))))
+    torch.testing.assert_close(module.probabilities, torch.full((3,), 1 / (1 + math.exp(-6))))
     module.phi.data = torch.tensor([-2.0, 0.1, 2.0]) / module.speed
     assert module.open.tolist() == [False, True, True]
     u = module.noise(1000, generator())
@@ -268,14 +268,15 @@ def test_gates_start_open_and_say_which_are():
         torch.testing.assert_close(each.mean(0), module.probabilities.detach(), rtol=0, atol=0.06)
 
 
-def test_logits_beyond_the_bound_are_brought_back_in_training_alone():
-    module = Gates(2, bound=3.0, speed=10.0)
-    module.phi.data = torch.tensor([-5.0, 0.35])
+def test_logits_beyond_a_bound_are_brought_back_in_training_alone():
+    module = Gates(2, bounds=(-3.0, 5.0), speed=10.0)
+    assert module.logits.tolist() == [5.0, 5.0]
+    module.phi.data = torch.tensor([-5.0, 0.55])
     u = torch.full((1, 2), 0.5)
     module.eval().draw(u)
-    assert module.phi.tolist() == pytest.approx([-5.0, 0.35])
+    assert module.phi.tolist() == pytest.approx([-5.0, 0.55])
     module.train().draw(u)
-    assert module.phi.tolist() == pytest.approx([-0.3, 0.3])
+    assert module.phi.tolist() == pytest.approx([-0.3, 0.5])
     assert module.phi.requires_grad
 
 
@@ -292,10 +293,9 @@ def train(module, optimizer, cost, steps, seed):
         optimizer.step()
 
 
-@pytest.mark.parametrize(("bound", "comes_back"), [(4.0, True), (100.0, False)])
-def test_a_closed_gate_reopens_soon_when_the_data_need_it_if_it_is_bounded(bound, comes_back):
-    module = Gates(3, bound=bound)
-    module.phi.data.fill_(4.0 / module.speed)
+@pytest.mark.parametrize(("lowest", "comes_back"), [(-4.0, True), (-100.0, False)])
+def test_a_closed_gate_reopens_soon_when_the_data_need_it_if_it_is_bounded(lowest, comes_back):
+    module = Gates(3, bounds=(lowest, 4.0))
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
     train(module, optimizer, torch.tensor([5.0, 0.0, 0.0]), 1500, seed=1)
     assert module.open.tolist() == [True, False, False]
@@ -325,7 +325,7 @@ def test_many_gates_train_at_once_as_each_would_alone():
     stacked = {f"module.{name}": value for name, value in parameters.items()}
     loss = vmap(functools.partial(functional_call, Loss(Gates(4))))((stacked, buffers), (u,))
     loss.backward(torch.ones(3).double())
-    assert parameters["phi"].abs().max().item() == pytest.approx(4 / 20)
+    assert parameters["phi"].abs().max().item() == pytest.approx(6 / 20)
     for i, module in enumerate(modules):
         Loss(module)(u[i]).backward()
         torch.testing.assert_close(parameters["phi"][i], module.phi)
@@ -339,7 +339,13 @@ def test_nothing_in_a_step_waits_for_the_device():
     assert module.surrogate(drawn.sum(-1), antithetic.sum(-1), u).is_meta
 
 
-@pytest.mark.parametrize("wrong", [{"n": 0}, {"n": 3, "bound": 0.0}, {"n": 3, "speed": -1.0}])
+@pytest.mark.parametrize("bounds", [(-4.0, 0.0), (1.0, 4.0), (4.0, -4.0), (math.nan, 1.0)])
+def test_gates_refuse_bounds_between_which_no_gate_opens(bounds):
+    with pytest.raises(ValueError, match="but 0 must lie between them"):
+        Gates(3, bounds=bounds)
+
+
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"n": 3, "speed": -1.0}])
 def test_gates_refuse_numbers_that_are_not_positive(wrong):
     with pytest.raises(ValueError, match=f"{list(wrong)[-1]} must be positive, got"):
         Gates(**wrong)

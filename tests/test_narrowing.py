@@ -203,12 +203,11 @@ def table(rank, n=2000):
 def test_data_of_known_rank_keep_as_many_gates_for_every_seed(rank):
     x, lost = table(rank)
     tau = (lost[rank - 1] + lost[rank]).item() / 2
-    # At a bound of 4, open gates that are drawn closed cost half of what tau leaves to rank 8.
     runs = fit_seeds(
         lambda: linear(10),
-        Narrowing(tau, gates=Gates(10, bound=5.0)),
+        Narrowing(tau),
         x,
-        steps=2500,
+        steps=3000,
         batch_size=128,
         seeds=range(3),
         lr=1e-2,
@@ -283,7 +282,7 @@ def test_a_run_resumes_bit_for_bit(tmp_path):
     [
         (Narrowing(1e5), Narrowing(2e5)),
         (Narrowing(1e5), Narrowing(1e5, push=0.1)),
-        (Narrowing(1e5), Narrowing(1e5, gates=Gates(4, bound=2.0))),
+        (Narrowing(1e5), Narrowing(1e5, gates=Gates(4, bounds=(-4.0, 2.0)))),
     ],
     ids=["tau", "push", "gates"],
 )

@@ -156,29 +156,34 @@ class Gates(nn.Module):
 
     Args:
         n: number of gates, all open at the start.
-        bound: the logits stay within ±bound. A closed gate is still drawn open now and then (one
-            time in 56 at 4), without which nothing would tell that it is needed again.
+        bounds: the logits stay between these two. A closed gate is still drawn open now and then
+            (one time in 56 at -4), without which nothing would tell that it is needed again. An
+            open one is drawn closed in vain, which costs error: the less, the higher its bound.
         speed: how much faster than a weight of the network a logit moves. Adam moves each by
             about its learning rate a step, which is made for weights.
         weight: `disarm_weight` or `arm_weight`.
 
     Raises:
-        ValueError: n, bound or speed is not positive.
+        ValueError: n or speed is not positive, or 0 does not lie between the bounds.
     """
 
     def __init__(
         self,
         n: int,
-        bound: float = 4.0,
+        bounds: tuple[float, float] = (-4.0, 6.0),
         speed: float = 20.0,
         weight: Callable[[Tensor, Tensor], Tensor] = disarm_weight,
     ) -> None:
         super().__init__()
-        for name, value in {"n": n, "bound": bound, "speed": speed}.items():
+        for name, value in {"n": n, "speed": speed}.items():
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
-        self.bound, self.speed, self.weight = bound, speed, weight
-        self.phi = nn.Parameter(torch.full((n,), bound / speed))
+        if not bounds[0] < 0 < bounds[1]:
+            raise ValueError(
+                f"bounds are {bounds}, but 0 must lie between them, where a gate opens or closes"
+            )
+        self.bounds, self.speed, self.weight = bounds, speed, weight
+        self.phi = nn.Parameter(torch.full((n,), bounds[1] / speed))
 
     @property
     def logits(self) -> Tensor:
@@ -206,13 +211,13 @@ class Gates(nn.Module):
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The pair of gates for u (B, n): use the first in the loss, and both in `surrogate`.
 
-        In training mode it first brings logits back that the last step took beyond the bound.
+        In training mode it first brings logits back that the last step took beyond a bound.
         """
         if self.training:
-            # In place: clamped on the way, a logit beyond the bound would get no gradient and stay.
+            # In place: clamped on the way, a logit beyond a bound would get no gradient and stay.
             with torch.no_grad():
-                edge = self.bound / self.speed
-                self.phi.copy_(self.phi.clamp(-edge, edge))
+                lowest, highest = self.bounds
+                self.phi.copy_(self.phi.clamp(lowest / self.speed, highest / self.speed))
         return draw(self.logits.detach(), u)
 
     def surrogate(self, drawn: Tensor, antithetic: Tensor, u: Tensor) -> Tensor:

@@ -26,11 +26,12 @@ class Geco(nn.Module):
         damping: how much the error's change counts. speed / (1 - alpha) cancels the average's lag.
         limit: most that log λ changes in a step. An error may start at many times τ, but never
             falls below 0, so that without limit λ is fast up and slow down.
-        lowest: of λ, in nats per unit of error.
+        start: the first λ, in nats per unit of error.
+        lowest: of λ.
         highest: of λ. For a summed squared error, 50 is a decoder with σ = 0.1.
 
     Attributes:
-        lam: λ, which starts at 1.
+        lam: λ.
         error: moving average of the error, not a number before the first step.
         met: whether that is at τ or below.
         best: the lowest it ever was. Above τ, the constraint has never been met.
@@ -52,6 +53,7 @@ class Geco(nn.Module):
         speed: float = 0.01,
         damping: float = 1.0,
         limit: float = 0.01,
+        start: float = 1.0,
         lowest: float = 1e-4,
         highest: float = 50.0,
     ) -> None:
@@ -68,15 +70,15 @@ class Geco(nn.Module):
                 f"speed is {speed}, damping {damping} and limit {limit}; speed and limit must be "
                 "positive, damping 0 or more"
             )
-        if not 0 < lowest <= 1 <= highest:
+        if not 0 < lowest <= start <= highest:
             raise ValueError(
-                f"lowest is {lowest} and highest {highest}; λ starts at 1, which must lie between "
-                "them, and stays positive"
+                f"lowest is {lowest}, start {start} and highest {highest}; λ must start between "
+                "the two others, and stay positive"
             )
         self.alpha, self.speed, self.damping, self.limit = alpha, speed, damping, limit
         self.lowest, self.highest = lowest, highest
         self.register_buffer("tau", torch.tensor(float(tau)))
-        self.register_buffer("log_lam", torch.zeros(()))
+        self.register_buffer("log_lam", torch.tensor(math.log(start)))
         # Sums with the same weights, so that their ratio is an average from the first step on.
         self.register_buffer("total", torch.zeros(()))
         self.register_buffer("weight", torch.zeros(()))

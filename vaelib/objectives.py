@@ -295,25 +295,31 @@ class Narrowing(_SetsSigma):
     Args:
         tau: what the squared error may be, summed over a sample. Measure it at a drawn z too.
         push: the price of an open gate, in parts of τ: a gate that spares less error is closed.
-        gates: with a bound, speed or estimator of one's own, one a latent.
+            Above 1 it squeezes hard enough that a network spreads its code over fewer latents.
+        highest: where λ starts, and what it never exceeds: reconstruct first, pay for it later.
+            A λ that starts low lets the KL kill latents before they have learned anything. D/2τ
+            is that of a decoder whose σ² is τ/D.
+        gates: with bounds, speed or estimator of one's own, one a latent.
 
     Attributes:
         gates: made for the model at the start of the first run, where not given.
         geco: holds λ, the error's moving average, and the best that ever was.
 
     Raises:
-        ValueError: tau or push is not positive.
+        ValueError: tau, push or highest is not positive.
     """
 
     push: Tensor
     gates: Gates | None
 
-    def __init__(self, tau: float, push: float = 0.5, gates: Gates | None = None) -> None:
+    def __init__(
+        self, tau: float, push: float = 1.0, highest: float = 50.0, gates: Gates | None = None
+    ) -> None:
         super().__init__()
         if not push > 0:
             raise ValueError(f"push must be positive, got {push}; without it no gate closes")
         self.register_buffer("push", torch.tensor(float(push)))
-        self.geco = Geco(tau)
+        self.geco = Geco(tau, start=highest, highest=highest)
         self.gates = gates
 
     def begin(self, model: VAE, steps: int) -> None:
