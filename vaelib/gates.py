@@ -57,7 +57,7 @@ def arm_weight(logits: Tensor, u: Tensor) -> Tensor:
 
 
 def disarm_weight(logits: Tensor, u: Tensor) -> Tensor:
-    """ARM's weight, averaged over all u that draw the same two gates (Dong et al. 2020, sec. 3).
+    """ARM's weight, averaged over all u that draw the same two gates (Dong et al. 2020).
 
     Where they agree it is 0: such a gate has nothing to do with the difference in F.
     """
@@ -71,14 +71,14 @@ def _difference(f: Values, logits: Tensor, u: Tensor) -> Tensor:
 
 
 def arm(f: Values, logits: Tensor, u: Tensor) -> Tensor:
-    """(F(1[u > 1 - p]) - F(1[u < p]))·(u - ½), unbiased (Yin & Zhou 2019, theorem 1)."""
+    """(F(1[u > 1 - p]) - F(1[u < p]))·(u - ½), unbiased (Yin & Zhou 2019)."""
     return _difference(f, logits, u) * arm_weight(logits, u)
 
 
 def disarm(f: Values, logits: Tensor, u: Tensor) -> Tensor:
     """ARM without the noise of u that F does not see: unbiased, never of more variance.
 
-    DisARM (Dong et al. 2020, sec. 3), found at the same time as U2G (Yin et al. 2020).
+    DisARM (Dong et al. 2020), found at the same time as U2G (Yin et al. 2020).
     """
     return _difference(f, logits, u) * disarm_weight(logits, u)
 
@@ -135,7 +135,7 @@ def straight_through(f: Values, logits: Tensor, u: Tensor) -> Tensor:
 
 
 def hard_concrete(f: Values, logits: Tensor, u: Tensor) -> Tensor:
-    """The gradient through gates that are 0, 1 or between (Louizos et al. 2018, sec. 2.2).
+    """The gradient through gates that are 0, 1 or between (Louizos et al. 2018).
 
     s = sigmoid((logit(u) + γ) / ⅔), stretched to (-0.1, 1.1), clipped to [0, 1]. Biased for gates
     of 0 and 1, which it replaces. f must be differentiable in the gates.
