@@ -47,7 +47,7 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     35: Recipe(256, 5.0, ((6000, 2e-3), (2000, 4e-4))),
-    20: Recipe(512, 20.0, ((16000, 1e-3), (3000, 2e-4))),
+    20: Recipe(512, 20.0, ((16000, 1e-3), (6000, 2e-4))),
 }
 
 
@@ -57,7 +57,7 @@ def naive_objective(tau: float) -> Narrowing:
     for cell in nbformat.read(CHAPTERS / "narrowing.ipynb", as_version=4).cells:
         if "experiment" in cell.metadata.get("tags", []):
             exec(cell.source, chapter)
-    return chapter["Naive"](tau)
+    return chapter["naive"](tau)
 
 
 def objective_for(tau: float, n_pixels: int, recipe: Recipe, naive: bool) -> Narrowing:
