@@ -4,8 +4,7 @@
     python book/experiments/sprites.py --tau 20 --seeds 0 1 2 3 4 --device cuda
 
 A run is written as soon as it is done. Stopped or killed, the same command goes on from
-the last report; what it needs for that lies in --checkpoints until then. Processes that
-have other seeds may share --out.
+the last report; what it needs for that lies in --checkpoints until then.
 """
 
 import argparse
