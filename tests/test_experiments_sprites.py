@@ -17,7 +17,14 @@ REHEARSAL = ["--tau", "35", "--size", "16", "--budget", "0.1", "--seeds", "3"]
 def start(folder, *more):
     command = [sys.executable, SCRIPT, "--out", folder / "record.json", *REHEARSAL]
     command += ["--checkpoints", folder / "checkpoints", *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        # Tests that run in the background ignore interrupts, and so would the script.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def finish(folder, *more):
