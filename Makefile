@@ -62,7 +62,7 @@ nbval: .venv/.installed
 # long ones run side by side, each on a core of its own; nbval's output follows pytest's.
 test: .venv/.installed
 	@times=$(CURDIR)/.venv/times; log=$(CURDIR)/.venv/nbval.log; : > $$times; \
-	trap 'kill 0' INT TERM; \
+	trap 'trap - INT TERM; kill 0' INT TERM; \
 	run() { \
 	    start=$$(date +%s); outcome=passed; \
 	    $(MAKE) --no-print-directory $$1 || outcome=FAILED; \
