@@ -217,6 +217,7 @@ def test_nothing_in_a_step_waits_for_the_device():
         ({"limit": 0.0}, "limit 0.0"),
         ({"lowest": 0.0}, "lowest is 0.0"),
         ({"highest": 0.5}, "highest 0.5"),
+        ({"start": 60.0}, "start 60.0"),
     ],
 )
 def test_it_refuses_numbers_out_of_range(wrong, message):

@@ -264,6 +264,16 @@ def test_fit_seeds_equals_the_lone_runs():
         assert objective.gates.probabilities.max() < 0.98
 
 
+def test_lambda_starts_at_its_ceiling():
+    """So that the model learns to reconstruct before the KL can shut a latent."""
+    geco = Narrowing(5.0, highest=20.0).geco
+    assert geco.lam.item() == pytest.approx(20.0)
+    geco(torch.full((4,), 50.0))
+    assert geco.lam.item() == pytest.approx(20.0)
+    with pytest.raises(ValueError, match="highest 0"):
+        Narrowing(5.0, highest=0.0)
+
+
 def test_a_run_resumes_bit_for_bit(tmp_path):
     states = []
     for stops in ((40,), (20, 40)):

@@ -8,16 +8,13 @@ its last report.
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
-import nbformat
+import shared
 from tqdm import tqdm
 
 from vaelib import records
-
-CHAPTER = Path(__file__).parent.parent / "narrowing" / "five_datasets.ipynb"
 
 
 def main() -> None:
@@ -31,15 +28,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of a plain run, for a rehearsal")
     arguments = parser.parse_args()
 
-    chapter: dict = {}
-    for cell in nbformat.read(CHAPTER, as_version=4).cells:
-        if "experiment" in cell.metadata.get("tags", []):
-            exec(cell.source, chapter)
-
-    done = (
-        json.loads(arguments.out.read_text("utf-8")) if arguments.out.exists() else {}
-    )
-    results = done.get("results", {})
+    chapter = shared.chapter("narrowing/five_datasets")
+    results = shared.done(arguments.out)
     todo = []
     for name in arguments.data or chapter["setups"]:
         setup = chapter["setups"][name]

@@ -6,15 +6,12 @@ Every balance is written as soon as it is done; started again, it goes on from t
 """
 
 import argparse
-import json
 from pathlib import Path
 
-import nbformat
+import shared
 from tqdm import tqdm
 
 from vaelib import records
-
-CHAPTER = Path(__file__).parent.parent / "balance" / "showdown.ipynb"
 
 
 def main() -> None:
@@ -26,15 +23,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps of each run, for a rehearsal")
     arguments = parser.parse_args()
 
-    chapter: dict = {}
-    for cell in nbformat.read(CHAPTER, as_version=4).cells:
-        if "experiment" in cell.metadata.get("tags", []):
-            exec(cell.source, chapter)
-
-    done = (
-        json.loads(arguments.out.read_text("utf-8")) if arguments.out.exists() else {}
-    )
-    results = done.get("results", {})
+    chapter = shared.chapter("balance/showdown")
+    results = shared.done(arguments.out)
     todo = [
         (table, balance)
         for table in arguments.tables or chapter["tables"]

@@ -10,7 +10,6 @@ the last report; what it needs for that lies in --checkpoints until then.
 import argparse
 import base64
 import io
-import json
 import sys
 import time
 import warnings
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
-import nbformat
+import shared
 import torch
 from torch import Tensor
 
@@ -27,7 +26,6 @@ from vaelib.gates import Gates
 from vaelib.networks import mlp
 from vaelib.objectives import Narrowing
 
-CHAPTERS = Path(__file__).parent.parent / "narrowing"
 N_LATENTS, N_IMAGES, N_HELD_OUT = 10, 60_000, 5_000
 EVERY = 100  # steps between reports: GECO's average forgets about as fast
 
@@ -50,18 +48,9 @@ RECIPES = {
 }
 
 
-def naive_objective(tau: float) -> Narrowing:
-    """The naive recipe, which the chapter on narrowing explains and shows to fail."""
-    chapter: dict[str, Any] = {}
-    for cell in nbformat.read(CHAPTERS / "narrowing.ipynb", as_version=4).cells:
-        if "experiment" in cell.metadata.get("tags", []):
-            exec(cell.source, chapter)
-    return chapter["naive"](tau)
-
-
 def objective_for(tau: float, n_pixels: int, recipe: Recipe, naive: bool) -> Narrowing:
-    if naive:
-        return naive_objective(tau)
+    if naive:  # which the chapter explains, and shows to fail
+        return shared.chapter("narrowing/narrowing")["naive"](tau)
     highest = n_pixels / (2 * tau)
     return Narrowing(
         tau, push=2.0, highest=highest, gates=Gates(N_LATENTS, speed=recipe.speed)
@@ -150,7 +139,8 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         )
         if parts[-1].interrupted:
             sys.exit(130)
-    seconds = time.perf_counter() - start
+    # Of this process: less where it took up another's run.
+    seconds = round(time.perf_counter() - start)
     p = [row for part in parts for row in part["p"].tolist()]
     error = [value for part in parts for value in part["error"].tolist()]
     closing = next((i for i, row in enumerate(p) if min(row) < 0.5), None)
@@ -160,9 +150,7 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         "held_out": error_of(model, held_out),
         "tau": tau,
         "worst": None if closing is None else max(error[closing:]) / tau,
-        "seconds": round(
-            seconds
-        ),  # of this process: less where it took up another's run
+        "seconds": seconds,
         "steps": [EVERY * (i + 1) for i in range(len(p))],
         "error": [round(value, 3) for value in error],
         "lam": [round(value, 3) for part in parts for value in part["lam"].tolist()],
@@ -200,22 +188,18 @@ def main() -> None:
     arguments.out = arguments.out or Path("book/results") / f"{name}.json"
     warnings.filterwarnings("ignore", category=UserWarning, module="vaelib")
 
-    def done() -> dict[str, Any]:
-        if not arguments.out.exists():
-            return {}
-        return json.loads(arguments.out.read_text("utf-8"))["results"]
-
+    results = shared.done(arguments.out)
     for seed in arguments.seeds:
-        if str(seed) not in done():
-            record = run(arguments, seed)
-            records.write(arguments.out, done() | {str(seed): record})
-        record = done()[str(seed)]
+        if str(seed) not in results:
+            results[str(seed)] = run(arguments, seed)
+            records.write(arguments.out, results)
+        record = results[str(seed)]
         print(
             f"{name}, seed {seed}: {record['open']} open,",
             f"{record['undecided']} undecided,",
             f"held-out error {record['held_out']:.2f} for tau = {record['tau']:g}",
         )
-    records.write(arguments.out, dict(sorted(done().items())))
+    records.write(arguments.out, dict(sorted(results.items())))
 
 
 if __name__ == "__main__":
