@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 import vaelib
 from vaelib import VAE, checkpoints, data, fit, fit_seeds
 from vaelib.likelihoods import Bernoulli, Gaussian
-from vaelib.networks import mlp
-from vaelib.objectives import ELBO, ComputedGamma, InfoVAE, OptimalSigma
+from vaelib.networks import conv, mlp
+from vaelib.objectives import ELBO, ComputedGamma, InfoVAE, Narrowing, OptimalSigma
 from vaelib.schedules import Capacity, Warmup
 
 X = data.wine().x
@@ -161,6 +162,63 @@ def test_each_seed_may_have_an_objective_of_its_own():
         for name, value in alone.state_dict().items():
             torch.testing.assert_close(value, model.state_dict()[name], rtol=0, atol=1e-5, msg=name)
     assert runs.history["loss"][0, -1] < runs.history["loss"][2, -1]
+
+
+def conv_elbo():
+    return VAE(*conv(16, n_latents=3), Bernoulli())
+
+
+def conv_narrowing():
+    return VAE(*conv(16, n_latents=3))
+
+
+def mlp_narrowing():
+    return VAE(*mlp(256, hidden=(16,), n_latents=3, activation="silu", batch_norm=False))
+
+
+@pytest.mark.parametrize(
+    ("make", "objectives"),
+    [
+        (conv_elbo, [ELBO(), ELBO(0.5), ELBO(4.0)]),
+        (conv_narrowing, [Narrowing(20.0), Narrowing(10.0, 2.0, 128 / 10), Narrowing(30.0, 0.5)]),
+        (mlp_narrowing, [Narrowing(20.0), Narrowing(10.0, 2.0, 128 / 10), Narrowing(30.0, 0.5)]),
+    ],
+    ids=["convolutions", "convolutions narrowed", "table narrowed"],
+)
+def test_convolutions_and_narrowing_over_seeds_tau_and_push_equal_their_lone_runs(make, objectives):
+    x = data.sprites(64, size=16).x
+    x = x.flatten(1) if make is mlp_narrowing else x
+    run = {"steps": 30, "batch_size": 16, "lr": 1e-3, "report_every": 10, "progress": False}
+    seeds = [4, 4, 9]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # so short a run meets no τ
+        runs = fit_seeds(make, objectives, x, seeds=seeds, **run)
+        for i, (seed, objective) in enumerate(zip(seeds, objectives, strict=True)):
+            torch.manual_seed(seed)
+            model = make()
+            history = fit(model, objective, x, seed=seed, **run)
+            for mine, theirs in ((model, runs.models[i]), (objective, runs.objectives[i])):
+                for name, value in mine.state_dict().items():
+                    other = theirs.state_dict()[name]
+                    torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4, msg=name)
+            for name in history.terms:
+                np.testing.assert_allclose(
+                    history[name], runs.history[name][i], rtol=1e-4, atol=1e-4
+                )
+    assert not np.allclose(runs.history["loss"][0], runs.history["loss"][1])
+
+
+def test_black_and_white_images_may_stay_bytes():
+    """What is resident is a quarter of the floats; what is learned is the same."""
+    floats = data.sprites(64, size=16).x
+    models = []
+    for x in (floats, floats.to(torch.uint8)):
+        torch.manual_seed(0)
+        models.append(conv_elbo())
+        fit(models[-1], ELBO(), x, **RUN)
+    assert_same_weights(*models)
+    with pytest.raises(ValueError, match=r"x\[0, 0, 0, 0\] is 255"):
+        fit(conv_elbo(), ELBO(), torch.full((64, 1, 16, 16), 255, dtype=torch.uint8), **RUN)
 
 
 @pytest.mark.parametrize(
@@ -384,8 +442,8 @@ def test_another_run_s_checkpoint_is_refused(tmp_path):
 
 KILLED = """
 import sys, torch, vaelib
-from vaelib.networks import mlp
-from vaelib.objectives import ELBO, ComputedGamma, InfoVAE, OptimalSigma
+from vaelib.networks import conv, mlp
+from vaelib.objectives import ELBO, ComputedGamma, InfoVAE, Narrowing, OptimalSigma
 from vaelib.schedules import Capacity, Warmup
 
 torch.set_num_threads(1)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+
+# safetensors is imported where it is used: training itself does without.
 
 
 def save(path: Path, tree: dict[str, Any], header: dict[str, Any]) -> None:
@@ -20,6 +20,8 @@ def save(path: Path, tree: dict[str, Any], header: dict[str, Any]) -> None:
         tree: dicts of dicts … of tensors, with strings that hold no "/" as keys.
         header: anything that JSON can hold.
     """
+    from safetensors.torch import save_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     save_file(_flat(tree), partial, {"header": json.dumps(header)})
@@ -28,6 +30,8 @@ def save(path: Path, tree: dict[str, Any], header: dict[str, Any]) -> None:
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads what `save` wrote: the tree, its tensors on the CPU, and the header."""
+    from safetensors import safe_open
+
     tree: dict[str, Any] = {}
     with safe_open(path, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 (the file is no mapping)

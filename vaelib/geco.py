@@ -42,6 +42,7 @@ class Geco(nn.Module):
 
     tau: Tensor
     log_lam: Tensor
+    bounds: Tensor
     total: Tensor
     weight: Tensor
     best: Tensor
@@ -76,9 +77,9 @@ class Geco(nn.Module):
                 "the two others, and stay positive"
             )
         self.alpha, self.speed, self.damping, self.limit = alpha, speed, damping, limit
-        self.lowest, self.highest = lowest, highest
         self.register_buffer("tau", torch.tensor(float(tau)))
         self.register_buffer("log_lam", torch.tensor(math.log(start)))
+        self.register_buffer("bounds", torch.tensor([math.log(lowest), math.log(highest)]))
         # Sums with the same weights, so that their ratio is an average from the first step on.
         self.register_buffer("total", torch.zeros(()))
         self.register_buffer("weight", torch.zeros(()))
@@ -117,5 +118,5 @@ class Geco(nn.Module):
         violation, change = self.error - self.tau, self.error - before
         step = (self.speed * violation + self.damping * change) / self.tau
         log_lam = self.log_lam + step.clamp(-self.limit, self.limit)
-        self.log_lam.copy_(log_lam.clamp(math.log(self.lowest), math.log(self.highest)))
+        self.log_lam.copy_(log_lam.clamp(*self.bounds))
         self.best.copy_(torch.minimum(self.best, self.error))

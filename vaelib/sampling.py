@@ -35,6 +35,7 @@ class Sampler:
                 f"batch_size is {batch_size}, but must lie between 1 and the {len(x)} samples of x"
             )
         self.model, self.objective, self.x = model, objective, x
+        self.dtype = next(model.parameters()).dtype  # of batches; x may be uint8
         self.batch_size, self.seeds = batch_size, list(seeds)
         self.axis = 1 if stack else 0  # of the steps; a stack has its seeds in front
         self.batches = len(x) // batch_size  # in an epoch
@@ -53,7 +54,8 @@ class Sampler:
                 indices = order.split(self.GATHERED, self.axis)
                 noise_of = [each.unbind(self.axis) for each in noise]
             if gathered == 0 or step == start:
-                batches = self.x[indices[position // self.GATHERED]].unbind(self.axis)
+                gathering = self.x[indices[position // self.GATHERED]]
+                batches = gathering.to(self.dtype).unbind(self.axis)
             yield batches[gathered], *[each[position] for each in noise_of]
 
     def _draw(self) -> list[Tensor]:

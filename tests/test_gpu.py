@@ -1,0 +1,147 @@
+"""What only an NVIDIA GPU can show. Of the standard library, so that a bare machine can run it:
+python -m unittest tests.test_gpu
+"""
+
+import unittest
+import warnings
+from unittest import mock
+
+import numpy as np
+import torch
+
+from vaelib import VAE, data, fit, fit_seeds, graphs, sprites, training
+from vaelib.likelihoods import Bernoulli, Gaussian
+from vaelib.networks import conv, mlp
+from vaelib.objectives import ELBO, ComputedGamma, Narrowing
+from vaelib.schedules import Warmup
+
+RUN = {"batch_size": 32, "lr": 1e-3, "progress": False}
+
+
+def images(n=256):
+    index = torch.randperm(sprites.N_IMAGES, generator=torch.Generator().manual_seed(0))[:n]
+    return sprites.render(sprites.values(index)).unsqueeze(1)
+
+
+def conv_vae():
+    return VAE(*conv(64), Bernoulli()).cuda()
+
+
+def table_vae():
+    return VAE(*mlp(13), Gaussian(torch.ones(13), learn=True)).cuda()
+
+
+def narrow_vae():
+    return VAE(*mlp(13, batch_norm=False)).cuda()
+
+
+CASES = {
+    "images": (conv_vae, ELBO, images),
+    "table": (table_vae, lambda: ELBO(schedule=Warmup(fraction=0.5)), lambda: data.wine().x),
+    "computed gamma": (lambda: VAE(*mlp(13)).cuda(), ComputedGamma, lambda: data.wine().x),
+    "narrowing": (narrow_vae, lambda: Narrowing(9.0), lambda: data.wine().x),
+}
+
+
+def run(make, objective, x, steps=40, **options):
+    torch.manual_seed(0)
+    model = make()
+    return model, fit(model, objective(), x, steps=steps, report_every=steps // 4, **RUN, **options)
+
+
+def waits_in(steps):
+    """How often torch sees the host wait for the device in a run with four reports."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            run(table_vae, ELBO, data.wine().x, steps)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("called a synchronizing" in str(each.message) for each in caught)
+
+
+@unittest.skipUnless(torch.cuda.is_available(), "needs an NVIDIA GPU")
+class OnTheDevice(unittest.TestCase):
+    def setUp(self):
+        self.enterContext(mock.patch.object(torch.backends.cudnn, "allow_tf32", False))
+        self.enterContext(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message="the error never came down")
+
+    def test_a_graph_gives_the_losses_of_the_plain_steps(self):
+        for name, (make, objective, x) in CASES.items():
+            with self.subTest(name):
+                with mock.patch.object(training, "Graphed", wraps=graphs.Graphed) as made:
+                    _, graph = run(make, objective, x())
+                self.assertEqual(made.call_count, 1)
+                with mock.patch.object(training, "Graphed", lambda step: step):
+                    _, plain = run(make, objective, x())
+                for term in plain.terms:
+                    np.testing.assert_allclose(graph[term], plain[term], rtol=1e-5, atol=1e-5)
+
+    def test_the_step_is_recorded(self):
+        with mock.patch.object(torch.cuda.CUDAGraph, "replay", autospec=True) as replay:
+            run(conv_vae, ELBO, images())
+        self.assertEqual(replay.call_count, 40 - graphs.EAGER)
+
+    def test_no_step_waits(self):
+        once = waits_in(40)
+        self.assertGreater(once, 0)  # torch sees the reports, and the check at the door
+        self.assertEqual(waits_in(60), once)
+
+    def test_what_cannot_be_recorded_runs_as_it_is(self):
+        class Branches(ELBO):
+            def forward(self, model, x, eps=None):
+                terms = super().forward(model, x, eps)
+                return terms if terms["loss"] > -1e9 else {**terms, "loss": 0 * terms["loss"]}
+
+        with self.assertWarnsRegex(UserWarning, "could not be recorded"):
+            _, fallen_back = run(table_vae, Branches, data.wine().x)
+        _, plain = run(table_vae, ELBO, data.wine().x)
+        np.testing.assert_allclose(fallen_back["loss"], plain["loss"], rtol=1e-5)
+
+    def test_a_recording_that_fails_leaves_the_device_usable(self):
+        """What torch's search for waits oversees fails in the recording itself."""
+
+        class Pauses(ELBO):
+            def forward(self, model, x, eps=None):
+                if torch.cuda.is_current_stream_capturing():
+                    torch.cuda.synchronize()
+                return super().forward(model, x, eps)
+
+        with self.assertWarnsRegex(UserWarning, "could not be recorded"):
+            _, fallen_back = run(table_vae, Pauses, data.wine().x)
+        _, plain = run(table_vae, ELBO, data.wine().x)
+        np.testing.assert_allclose(fallen_back["loss"], plain["loss"], rtol=1e-5)
+
+    def test_seeds_side_by_side_equal_lone_runs(self):
+        for name, (make, objective, x) in CASES.items():
+            with self.subTest(name):
+                runs = fit_seeds(make, objective(), x(), seeds=[0, 1], steps=40, **RUN)
+                _, lone = run(make, objective, x(), seed=0)
+                np.testing.assert_allclose(
+                    runs.history["loss"][0, -10:].mean(), lone["loss"][-1], rtol=1e-3
+                )
+
+    def test_bytes_stay_bytes_on_the_device(self):
+        x = torch.zeros(20_000, 1, 64, 64, dtype=torch.uint8).cuda()  # 82 MB; as floats 328
+        torch.cuda.reset_peak_memory_stats()
+        run(conv_vae, ELBO, x, steps=8)
+        self.assertLess(torch.cuda.max_memory_allocated(), 82e6 + 328e6)
+
+    def test_sprites_are_drawn_alike(self):
+        values = sprites.values(torch.arange(0, sprites.N_IMAGES, 101))
+        self.assertTrue(torch.equal(sprites.render(values.cuda()).cpu(), sprites.render(values)))
+
+    def test_narrowing_finds_a_rank(self):
+        generator = torch.Generator().manual_seed(0)
+        low = torch.randn(2000, 3, generator=generator) @ torch.randn(3, 20, generator=generator)
+        x = low + 0.1 * torch.randn(2000, 20, generator=generator)
+        torch.manual_seed(0)
+        model = VAE(*mlp(20, hidden=(), n_latents=8)).cuda()
+        fit(model, Narrowing(1.0), x, steps=3000, batch_size=128, lr=1e-2, progress=False)
+        self.assertEqual(int(model.open.sum()), 3)
+
+
+if __name__ == "__main__":
+    unittest.main()
