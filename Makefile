@@ -11,7 +11,7 @@ export OMP_NUM_THREADS := 1
 export IPYTHONDIR := $(CURDIR)/.venv/ipython
 export MPLCONFIGDIR := $(CURDIR)/.venv/matplotlib
 
-.PHONY: help test execute repository clean $(parts)
+.PHONY: help test execute bench gpu repository clean $(parts)
 
 help:
 	@echo "make book               render the book from its stored outputs; prints the file to open"
@@ -21,6 +21,8 @@ help:
 	@echo "  make pytest             tests of vaelib, of the notebooks and of the rendered pages"
 	@echo "  make nbval              every notebook still runs, cell by cell"
 	@echo "make execute            run all notebooks again, in place; NB=book/… for one of them"
+	@echo "make bench              speed against the limit and against peers, some minutes on a quiet machine"
+	@echo "make gpu MINUTES=60     tests, benchmarks and long runs on an NVIDIA GPU; no .venv, PYTHON=… has torch"
 	@echo "make repository URL=…   set the repository's address wherever it stands"
 	@echo "make clean              delete what was built (.venv stays: delete it to install anew)"
 
@@ -75,6 +77,18 @@ test: .venv/.installed
 
 execute: .venv/.installed
 	@$(python) tools/execute.py $(NB)
+
+# The peers are no dependency of the book, and are installed on the way.
+bench: .venv/.installed
+	$(python) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[bench]'
+	$(python) benchmarks/bench.py
+
+# With the Python at hand: a machine with a GPU has a torch that fits it.
+MINUTES := 60
+DEVICE := cuda
+BUDGET := 1
+gpu:
+	$(or $(PYTHON),python3) tools/gpu.py --minutes $(MINUTES) --device $(DEVICE) --budget $(BUDGET)
 
 repository: .venv/.installed
 	@$(python) tools/repository.py '$(URL)'
