@@ -115,8 +115,8 @@ class Geco(nn.Module):
         before = torch.where(self.weight > 0, self.error, mean)
         self.total.copy_(self.alpha * self.total + (1 - self.alpha) * mean)
         self.weight.copy_(self.alpha * self.weight + (1 - self.alpha))
-        violation, change = self.error - self.tau, self.error - before
-        step = (self.speed * violation + self.damping * change) / self.tau
+        error = self.error
+        step = (self.speed * (error - self.tau) + self.damping * (error - before)) / self.tau
         log_lam = self.log_lam + step.clamp(-self.limit, self.limit)
         self.log_lam.copy_(log_lam.clamp(*self.bounds))
-        self.best.copy_(torch.minimum(self.best, self.error))
+        self.best.copy_(torch.minimum(self.best, error))

@@ -368,8 +368,8 @@ class Narrowing(_SetsSigma):
             other_sse, other_kl = terms(antithetic)
         loss = masked_kl.mean() + self.geco(sse)
         loss = loss + gates.surrogate(lam * sse + masked_kl, lam * other_sse + other_kl, u)
-        price = lam * self.geco.tau * self.push
-        loss = loss + self.geco.met * price * gates.probabilities.sum()
+        p, price = gates.probabilities, lam * self.geco.tau * self.push
+        loss = loss + self.geco.met * price * p.sum()
         if self.training:
             self._write(model, gates.open, x[0].numel())
         return {
@@ -377,7 +377,7 @@ class Narrowing(_SetsSigma):
             "error": sse.mean(),
             "kl": (kl * drawn).mean(0),
             "lam": lam,
-            "p": gates.probabilities,
+            "p": p,
         }
 
     def _write(self, model: VAE, opened: Tensor, n_features: int) -> None:
