@@ -24,6 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -54,20 +55,20 @@ class Case(NamedTuple):
 
 
 def table(x: Tensor, batch_norm: bool = True) -> Case:
-    return Case("13-8-4-2", lambda: VAE(*mlp(13, batch_norm=batch_norm)), x, 32, 800)
+    return Case("13-8-4-2", lambda: VAE(*mlp(13, batch_norm=batch_norm)), x, 32, 2000)
 
 
-def wide(batch_size: int = 128, n_latents: int = 10, narrow: bool = False) -> Case:
+def wide(batch_size: int = 128, n_latents: int = 10) -> Case:
     def make() -> VAE:
         return VAE(*mlp(1024, (256, 256), n_latents, batch_norm=False))
 
     x = data.sprites(max(2000, batch_size), size=32).x.flatten(1)
-    return Case("1024-256-256-10", make, x, batch_size, 120)
+    return Case("1024-256-256-10", make, x, batch_size, 300)
 
 
 def images(batch_size: int = 128, size: int = 64) -> Case:
     x = data.sprites(max(256, batch_size), size=size).x
-    return Case("conv 64 × 64", lambda: VAE(*conv(size)), x, batch_size, 8)
+    return Case("conv 64 × 64", lambda: VAE(*conv(size)), x, batch_size, 16)
 
 
 # --- contestants: each a function that trains for so many steps --------------------------------
@@ -98,12 +99,13 @@ def take(case: Case, device: str, eager: bool) -> Run:
 
 
 def ours(case: Case, device: str, objective: Callable[[], Any] = ELBO, eager: bool = False) -> Run:
-    x = case.x.to(device)
+    """Goes on with one model, and reports as seldom as a long run does."""
+    x, model = case.x.to(device), case.make().to(device)
 
     def run(steps: int) -> None:
-        each = {"steps": steps, "batch_size": case.batch_size}
+        each = {"steps": steps, "batch_size": case.batch_size, "report_every": 100}
         with mock.patch.object(training, "Graphed", lambda step: step) if eager else nothing():
-            fit(case.make().to(device), objective(), x, **each)
+            fit(model, objective(), x, **each)
 
     return run
 
@@ -195,8 +197,8 @@ class Measure(NamedTuple):
     rounds: int
     budget: float  # share of the steps, to rehearse
 
-    def steps(self, case: Case) -> int:
-        return max(2, round(case.steps * self.budget))
+    def steps(self, steps: int) -> int:
+        return max(2, round(steps * self.budget))
 
     def seconds(self, run: Run, steps: int) -> float:
         start = time.perf_counter()
@@ -233,7 +235,7 @@ def step(measure: Measure) -> dict[str, Any]:
         runs["DataLoader"] = loader(case, measure.device)
         if peer := pythae(case, measure.device):
             runs["pythae"] = peer
-        steps = measure.steps(case) * (25 if cuda else 1)
+        steps = measure.steps(case.steps * (25 if cuda else 1))
         times = measure.alternate(runs, steps)
         found[f"{case.name}, batch {case.batch_size}"] = {
             "ms": {name: statistics.median(each) for name, each in times.items()},
@@ -251,7 +253,7 @@ def seeds(measure: Measure) -> dict[str, Any]:
         def stacked(n: int, case: Case = case) -> Run:
             def run(steps: int) -> None:
                 make = lambda: case.make().to(measure.device)  # noqa: E731
-                each = {"steps": steps, "batch_size": case.batch_size}
+                each = {"steps": steps, "batch_size": case.batch_size, "report_every": 100}
                 fit_seeds(make, ELBO(), case.x, seeds=range(n), **each)
 
             return run
@@ -260,7 +262,7 @@ def seeds(measure: Measure) -> dict[str, Any]:
         runs |= {str(n): stacked(n) for n in (8, 32, 128)}
         if peer := pythae(case._replace(x=case.x.cpu()), measure.device):
             runs["pythae"] = peer
-        times = measure.alternate(runs, measure.steps(case))
+        times = measure.alternate(runs, measure.steps(500))
         found["with batch norm" if batch_norm else "without"] = {
             "ms": {name: statistics.median(each) for name, each in times.items()},
             "times faster than lone": {
@@ -294,7 +296,7 @@ def narrowing(measure: Measure) -> dict[str, Any]:
             "narrowing": ours(case, measure.device, lambda tau=tau: Narrowing(tau)),
             "second decoding": decode,
         }
-        times = measure.alternate(runs, measure.steps(case))
+        times = measure.alternate(runs, measure.steps(case.steps))
         found[f"{case.name}, batch {case.batch_size}"] = {
             "ms": {name: statistics.median(each) for name, each in times.items()},
             "ratio": ratio(times["narrowing"], times["plain"]),
@@ -306,21 +308,17 @@ def narrowing(measure: Measure) -> dict[str, Any]:
 def growth(measure: Measure) -> dict[str, Any]:
     """(d) Milliseconds a step against one size at a time."""
 
-    def ms(cases: dict[int, Case]) -> dict[str, float]:
-        times = {}
-        for size, case in cases.items():
-            run, steps = ours(case, measure.device), measure.steps(case)
-            times[str(size)] = measure.alternate({"fit": run}, steps)["fit"]
+    def ms(cases: dict[int, Case], steps: int) -> dict[str, float]:
+        runs = {str(size): ours(case, measure.device) for size, case in cases.items()}
+        times = measure.alternate(runs, measure.steps(steps))
         return {size: statistics.median(each) for size, each in times.items()}
 
     rows = torch.randn(1_000_000, 13, generator=torch.Generator().manual_seed(0))
     return {
-        "batch": ms({n: wide(n)._replace(steps=40) for n in (16, 64, 256, 1024)}),
-        "latents": ms({n: wide(n_latents=n)._replace(steps=40) for n in (2, 8, 32, 128)}),
-        "image size": ms({n: images(32, n) for n in (16, 32, 64, 128)}),
-        "rows of data": ms(
-            {n: table(rows[:n])._replace(steps=2000) for n in (1000, 10**4, 10**5, 10**6)}
-        ),
+        "batch": ms({n: wide(n) for n in (16, 64, 256, 1024)}, 40),
+        "latents": ms({n: wide(n_latents=n) for n in (2, 8, 32, 128)}, 100),
+        "image size": ms({n: images(32, n) for n in (16, 32, 64, 128)}, 20),
+        "rows of data": ms({n: table(rows[:n]) for n in (10**3, 10**4, 10**5, 10**6)}, 2000),
     }
 
 
@@ -352,8 +350,9 @@ def memory(measure: Measure) -> dict[str, float]:
     names += ["1 seed", "32 seeds"]
     found = {}
     for name in names:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found[name] = pool.apply(peak, (name, measure.device))
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            found[name] = pool.submit(peak, name, measure.device).result()
     return found
 
 
