@@ -52,7 +52,7 @@ make_environment() {
 
 echo "Installing what constraints.txt says into .venv (minutes the first time)"
 .venv/bin/python -m pip install --disable-pip-version-check --no-input --quiet \
-    --constraint constraints.txt --editable '.[book,test]' ||
+    --constraint constraints.txt --editable '.[book,test,scale]' ||
     fail "Step failed: installing the packages of constraints.txt into .venv; pip's own words stand above." \
         "If they speak of connections, retries or 'no matching distribution', the package registry was" \
         "not reached: check the network, a proxy (HTTPS_PROXY) or a mirror (PIP_INDEX_URL)." \
