@@ -16,7 +16,7 @@ REHEARSAL = ["--tau", "35", "--size", "16", "--budget", "0.1", "--seeds", "3"]
 
 def start(folder, *more):
     command = [sys.executable, SCRIPT, "--out", folder / "record.json", *REHEARSAL]
-    command += ["--checkpoints", folder / "checkpoints", *more]
+    command += more
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -31,7 +31,7 @@ def finish(folder, *more):
     process = start(folder, *more)
     stdout, stderr = process.communicate(timeout=280)
     assert process.returncode == 0, stderr.decode()
-    assert not [*(folder / "checkpoints").iterdir()]  # nothing is left behind
+    assert [each.name for each in folder.iterdir()] == ["record.json"]  # nothing is left behind
     record = json.loads((folder / "record.json").read_text("utf-8"))
     return stdout.decode(), record
 
@@ -70,7 +70,8 @@ def test_a_rehearsal_records_what_the_chapter_shows(undisturbed):
 )
 def test_a_run_that_is_stopped_goes_on_to_the_same_record(undisturbed, tmp_path, blow, phase):
     process = start(tmp_path)
-    state = tmp_path / "checkpoints" / f"record-3-{phase}.safetensors"
+    name = ("phase 0, 600 steps", "phase 1, 200 steps")[phase]
+    state = tmp_path / "record.unfinished" / "3" / f"{name}.safetensors"
     while not state.exists():
         assert process.poll() is None, process.communicate()[1].decode()
         time.sleep(0.002)
@@ -82,7 +83,6 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_record(undisturbed, tmp_path,
 
 
 def test_what_is_recorded_is_not_run_again(undisturbed, tmp_path):
-    (tmp_path / "checkpoints").mkdir()
     _, record = undisturbed
     record["results"]["3"]["held_out"] = 12345.0
     (tmp_path / "record.json").write_text(json.dumps(record), "utf-8")

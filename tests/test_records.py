@@ -64,7 +64,8 @@ def test_the_showdown_goes_on_where_it_stopped(tmp_path):
     """A rehearsal on one table: of a record that lacks two balances, only these are run."""
     out = tmp_path / "showdown.json"
     script = ROOT / "book" / "experiments" / "showdown.py"
-    command = [sys.executable, script, "--out", out, "--tables", "wine", "--steps", "2"]
+    command = [sys.executable, script, "--out", out, "--tables", "wine"]
+    command += ["--budget", "0.0025", "--jobs", "1"]  # 2 steps
 
     def run():
         subprocess.run(command, check=True, capture_output=True, timeout=280)

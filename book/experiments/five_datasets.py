@@ -1,20 +1,23 @@
 """The protocol on all five data sets, by the chapter's cells with the tag `experiment`.
 
     python book/experiments/five_datasets.py
+    python book/experiments/five_datasets.py --device cuda --budget 60 --out long.json
+    python book/experiments/five_datasets.py --backend dask --scheduler tcp://node1:8786
 
 Every method and width is written as soon as all of its seeds are done. Until then its
 state lies in a folder beside the record, so that a run which was killed goes on from
-its last report.
+its last report. A budget of 60 makes plain runs of 180,000 batches.
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 import shared
-from tqdm import tqdm
 
-from vaelib import records
+
+def run(contest, setup, device, *more):
+    x, held_out = (each.to(device) for each in (setup.x, setup.held_out))
+    return contest(setup._replace(x=x, held_out=held_out), *more)
 
 
 def main() -> None:
@@ -25,37 +28,53 @@ def main() -> None:
         "--out", type=Path, default=Path("book/results/five_datasets.json")
     )
     parser.add_argument("--data", nargs="+", help="some of the data sets, not all")
-    parser.add_argument("--steps", type=int, help="of a plain run, for a rehearsal")
-    arguments = parser.parse_args()
+    arguments = shared.parse(parser)
 
     chapter = shared.chapter("narrowing/five_datasets")
-    results = shared.done(arguments.out)
-    todo = []
-    for name in arguments.data or chapter["setups"]:
-        setup = chapter["setups"][name]
-        x, held_out = (each.to(arguments.device) for each in (setup.x, setup.held_out))
-        setup = setup._replace(x=x, held_out=held_out)
-        if arguments.steps:
-            setup = setup._replace(steps=arguments.steps)
-        todo += [(name, setup, *each) for each in chapter["plan"](setup)]
+    setups = {
+        # Even, since the second half of the steps has a learning rate of its own.
+        name: each._replace(steps=2 * max(1, round(arguments.budget * each.steps / 2)))
+        for name, each in chapter["setups"].items()
+    }
+    plans = {
+        name: [(name, method, str(n)) for method, n in chapter["plan"](setup)]
+        for name, setup in setups.items()
+    }
+    chosen = [key for name in arguments.data or setups for key in plans[name]]
 
-    unfinished = arguments.out.with_suffix(".unfinished")
-    for name, setup, method, n in tqdm(todo):
-        rows = results.setdefault(name, {}).setdefault(method, {})
-        if str(n) not in rows:
-            plain = results[name]["plain"]
-            tau = None if method == "plain" else chapter["allowed"](plain[str(n)])
-            checkpoint = unfinished / f"{name} {method} {n}"
-            rows[str(n)] = chapter["contest"](
-                setup, method, n, tau, arguments.seeds, checkpoint
-            )
-            records.write(arguments.out, results)
-            shutil.rmtree(unfinished)
-        if (seeds := [row["seed"] for row in rows[str(n)]]) != arguments.seeds:
+    recorded = shared.done(arguments.out, depth=3)
+    for key in chosen:
+        rows = recorded.get(key, [])
+        if rows and (seeds := [row["seed"] for row in rows]) != arguments.seeds:
             parser.error(
                 f"{arguments.out} holds seeds {seeds}, not {arguments.seeds}; "
                 "name another --out"
             )
+        steps = setups[key[0]].steps
+        if rows and key[1] == "plain" and rows[0]["steps"] != steps:
+            parser.error(
+                f"{arguments.out} holds runs of {rows[0]['steps']} steps, not {steps}; "
+                "name another --out"
+            )
+
+    def task(key, tau=None):
+        name, method, n = key
+        setup = setups[name]
+        checkpoint = shared.unfinished(arguments.out, key) / f"{setup.steps} steps"
+        setting = (method, int(n), tau, arguments.seeds, checkpoint)
+        return run, chapter["contest"], setup, arguments.device, *setting
+
+    plan = [key for each in plans.values() for key in each]
+    plain = {key: task(key) for key in chosen if key[1] == "plain"}
+    results = shared.sweep(arguments, plan, plain)
+    others = {
+        (name, method, n): task(
+            (name, method, n), chapter["allowed"](results[name, "plain", n])
+        )
+        for name, method, n in chosen
+        if method != "plain"
+    }
+    shared.sweep(arguments, plan, others)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The showdown on all of its tables, by the chapter's cells with the tag `experiment`.
 
     python book/experiments/showdown.py
+    python book/experiments/showdown.py --backend dask --scheduler tcp://node1:8786
 
 Every balance is written as soon as it is done; started again, it goes on from there.
 """
@@ -9,9 +10,10 @@ import argparse
 from pathlib import Path
 
 import shared
-from tqdm import tqdm
 
-from vaelib import records
+
+def run(contest, table, balance):
+    return contest(table, balance).tolist()
 
 
 def main() -> None:
@@ -20,25 +22,18 @@ def main() -> None:
     parser.add_argument(
         "--tables", nargs="+", help="some of the chapter's tables, not all"
     )
-    parser.add_argument("--steps", type=int, help="steps of each run, for a rehearsal")
-    arguments = parser.parse_args()
+    arguments = shared.parse(parser)
 
     chapter = shared.chapter("balance/showdown")
-    results = shared.done(arguments.out)
-    todo = [
-        (table, balance)
-        for table in arguments.tables or chapter["tables"]
-        for balance in chapter["balances"]
-        if balance not in results.get(table, {})
-    ]
-    for table, balance in tqdm(todo):
-        setup = chapter["tables"][table]
-        if arguments.steps:
-            setup = setup._replace(steps=arguments.steps)
-        results.setdefault(table, {})[balance] = chapter["contest"](
-            setup, balance
-        ).tolist()
-        records.write(arguments.out, results)
+    tables, balances = chapter["tables"], chapter["balances"]
+    tasks = {}
+    for name in arguments.tables or tables:
+        steps = max(1, round(arguments.budget * tables[name].steps))
+        table = tables[name]._replace(steps=steps)
+        for balance in balances:
+            tasks[name, balance] = (run, chapter["contest"], table, balance)
+    plan = [(name, balance) for name in tables for balance in balances]
+    shared.sweep(arguments, plan, tasks)
 
 
 if __name__ == "__main__":

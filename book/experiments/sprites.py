@@ -2,17 +2,19 @@
 
     python book/experiments/sprites.py --tau 20 --seeds 0 1 2 3 4
     python book/experiments/sprites.py --tau 20 --seeds 0 1 2 3 4 --device cuda
+    python book/experiments/sprites.py --tau 20 --backend dask --scheduler tcp://node1:8786
 
 A run is written as soon as it is done. Stopped or killed, the same command goes on from
-the last report; what it needs for that lies in --checkpoints until then.
+the last report; what it needs for that lies in a folder beside the record until then.
+At 64 × 64 each process holds more than a gigabyte of images.
 """
 
 import argparse
 import base64
 import io
-import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,7 @@ import shared
 import torch
 from torch import Tensor
 
-from vaelib import VAE, data, fit, records
+from vaelib import VAE, data, fit
 from vaelib.gates import Gates
 from vaelib.networks import mlp
 from vaelib.objectives import Narrowing
@@ -48,9 +50,14 @@ RECIPES = {
 }
 
 
-def objective_for(tau: float, n_pixels: int, recipe: Recipe, naive: bool) -> Narrowing:
-    if naive:  # which the chapter explains, and shows to fail
-        return shared.chapter("narrowing/narrowing")["naive"](tau)
+def steps_of(recipe: Recipe, budget: float) -> list[int]:
+    """Of each phase: whole reports."""
+    return [
+        max(EVERY, round(steps * budget / EVERY) * EVERY) for steps, _ in recipe.phases
+    ]
+
+
+def objective_for(tau: float, n_pixels: int, recipe: Recipe) -> Narrowing:
     highest = n_pixels / (2 * tau)
     return Narrowing(
         tau, push=2.0, highest=highest, gates=Gates(N_LATENTS, speed=recipe.speed)
@@ -100,8 +107,14 @@ def pictures(model: VAE, x: Tensor, side: int) -> dict[str, Any]:
     }
 
 
-def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+def run(
+    arguments: argparse.Namespace,
+    naive: Callable[[float], Narrowing] | None,
+    seed: int,
+    checkpoints: Path,
+) -> dict[str, Any]:
     """Trains one model and returns its record."""
+    warnings.filterwarnings("ignore", category=UserWarning, module="vaelib")
     side, recipe = arguments.size, RECIPES[arguments.tau]
     tau = arguments.tau * (side / 64) ** 2
     x = data.sprites(N_IMAGES + N_HELD_OUT, size=side, seed=seed).x.flatten(1)
@@ -118,27 +131,25 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
             batch_norm=False,
         )
     ).to(arguments.device)
-    objective = objective_for(tau, side**2, recipe, arguments.naive)
-    files, parts, start = [], [], time.perf_counter()
-    for i, (steps, lr) in enumerate(recipe.phases):
-        files.append(
-            arguments.checkpoints / f"{arguments.out.stem}-{seed}-{i}.safetensors"
-        )
+    objective = naive(tau) if naive else objective_for(tau, side**2, recipe)
+    parts, start = [], time.perf_counter()
+    lengths = steps_of(recipe, arguments.budget)
+    for i, (steps, (_, lr)) in enumerate(zip(lengths, recipe.phases, strict=True)):
         parts.append(
             fit(
                 model,
                 objective,
                 x,
-                steps=max(EVERY, round(steps * arguments.budget / EVERY) * EVERY),
+                steps=steps,
                 batch_size=128,
                 lr=lr,
                 seed=seed,
                 report_every=EVERY,
-                checkpoint=files[-1],
+                checkpoint=checkpoints / f"phase {i}, {steps} steps.safetensors",
             )
         )
         if parts[-1].interrupted:
-            sys.exit(130)
+            raise KeyboardInterrupt
     # Of this process: less where it took up another's run.
     seconds = round(time.perf_counter() - start)
     p = [row for part in parts for row in part["p"].tolist()]
@@ -158,8 +169,6 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     }
     if record["open"]:
         record |= pictures(model, held_out, side)
-    for file in files:
-        file.unlink()
     return record
 
 
@@ -170,36 +179,45 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, default=64, help="τ goes with its square")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--naive", action="store_true")
+    parser.add_argument(
+        "--naive", action="store_true", help="the chapter's, which it shows to fail"
+    )
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu"
     )
     parser.add_argument(
-        "--budget", type=float, default=1.0, help="share of the steps, to rehearse"
-    )
-    parser.add_argument(
         "--out", type=Path, help="book/results/sprites-<size>-<tau>.json"
     )
-    parser.add_argument("--checkpoints", type=Path, default=Path("_build/checkpoints"))
-    arguments = parser.parse_args()
+    arguments = shared.parse(parser)
     name = (
         f"sprites-{arguments.size}-{arguments.tau}{'-naive' if arguments.naive else ''}"
     )
     arguments.out = arguments.out or Path("book/results") / f"{name}.json"
-    warnings.filterwarnings("ignore", category=UserWarning, module="vaelib")
+    chapter = shared.chapter("narrowing/narrowing") if arguments.naive else {}
 
-    results = shared.done(arguments.out)
+    recorded = shared.done(arguments.out, depth=1)
+    steps = sum(steps_of(RECIPES[arguments.tau], arguments.budget))
+    for (seed,), record in recorded.items():
+        if int(seed) in arguments.seeds and record["steps"][-1] != steps:
+            parser.error(
+                f"{arguments.out} holds a run of {record['steps'][-1]} steps, not "
+                f"{steps}; name another --out"
+            )
+
+    tasks = {}
     for seed in arguments.seeds:
-        if str(seed) not in results:
-            results[str(seed)] = run(arguments, seed)
-            records.write(arguments.out, results)
-        record = results[str(seed)]
+        key = (str(seed),)
+        checkpoints = shared.unfinished(arguments.out, key)
+        tasks[key] = (run, arguments, chapter.get("naive"), seed, checkpoints)
+    plan = sorted({*recorded, *tasks}, key=lambda key: int(key[0]))
+    results = shared.sweep(arguments, plan, tasks)
+    for key in tasks:
+        record = results[key]
         print(
-            f"{name}, seed {seed}: {record['open']} open,",
+            f"{name}, seed {key[0]}: {record['open']} open,",
             f"{record['undecided']} undecided,",
             f"held-out error {record['held_out']:.2f} for tau = {record['tau']:g}",
         )
-    records.write(arguments.out, dict(sorted(results.items())))
 
 
 if __name__ == "__main__":
