@@ -98,6 +98,8 @@ def test_a_killed_worker_s_run_is_taken_up_and_none_is_repeated(arguments, tmp_p
     arguments.out = Path("record.json")
 
     def run(folder):
+        assert folder.parent.parent == tmp_path  # wherever the worker was started
+        assert "shared" not in sys.modules  # which a machine of a cluster does not have
         with log.open("a") as file:
             print(folder.name, file=file)
         if folder.name == "b mortal" and not folder.exists():
