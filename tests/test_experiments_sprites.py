@@ -97,3 +97,10 @@ def test_the_naive_recipe_is_the_chapter_s(tmp_path):
     (run,) = record["results"].values()
     assert run["open"] < 10
     assert run["worst"] > 1.2
+
+
+def test_a_record_of_other_steps_is_not_mixed_with(undisturbed, tmp_path):
+    (tmp_path / "record.json").write_text(json.dumps(undisturbed[1]), "utf-8")
+    process = start(tmp_path, "--budget", "0.5")
+    assert process.wait(timeout=60) == 2
+    assert b"holds a run of 800 steps, not 4000; name another --out" in process.stderr.read()

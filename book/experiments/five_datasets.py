@@ -42,39 +42,38 @@ def main() -> None:
     }
     chosen = [key for name in arguments.data or setups for key in plans[name]]
 
-    recorded = shared.done(arguments.out, depth=3)
-    for key in chosen:
-        rows = recorded.get(key, [])
-        if rows and (seeds := [row["seed"] for row in rows]) != arguments.seeds:
+    results = shared.done(arguments.out, depth=3)
+    for key in results.keys() & chosen:
+        rows, steps = results[key], setups[key[0]].steps
+        if (seeds := [row["seed"] for row in rows]) != arguments.seeds:
             parser.error(
                 f"{arguments.out} holds seeds {seeds}, not {arguments.seeds}; "
                 "name another --out"
             )
-        steps = setups[key[0]].steps
-        if rows and key[1] == "plain" and rows[0]["steps"] != steps:
+        if key[1] == "plain" and rows[0]["steps"] != steps:
             parser.error(
                 f"{arguments.out} holds runs of {rows[0]['steps']} steps, not {steps}; "
                 "name another --out"
             )
 
-    def task(key, tau=None):
-        name, method, n = key
+    def task(name, method, n):
+        plain = method == "plain"
+        tau = None if plain else chapter["allowed"](results[name, "plain", n])
         setup = setups[name]
-        checkpoint = shared.unfinished(arguments.out, key) / f"{setup.steps} steps"
-        setting = (method, int(n), tau, arguments.seeds, checkpoint)
+        folder = shared.unfinished(arguments.out, (name, method, n))
+        setting = (
+            method,
+            int(n),
+            tau,
+            arguments.seeds,
+            folder / f"{setup.steps} steps",
+        )
         return run, chapter["contest"], setup, arguments.device, *setting
 
-    plan = [key for each in plans.values() for key in each]
-    plain = {key: task(key) for key in chosen if key[1] == "plain"}
-    results = shared.sweep(arguments, plan, plain)
-    others = {
-        (name, method, n): task(
-            (name, method, n), chapter["allowed"](results[name, "plain", n])
-        )
-        for name, method, n in chosen
-        if method != "plain"
-    }
-    shared.sweep(arguments, plan, others)
+    plan = [key for keys in plans.values() for key in keys]
+    for wave in ({"plain"}, {"narrow", "held"}):  # the second needs τ from the first
+        tasks = {key: task(*key) for key in chosen if key[1] in wave}
+        results = shared.sweep(arguments, plan, tasks)
 
 
 if __name__ == "__main__":
