@@ -101,6 +101,23 @@ def test_shares_are_equal_and_cover_the_batch():
         several_gpus.share(12, 5, 0)
 
 
+def test_the_second_of_two_takes_the_second_half_of_batch_and_noise(x):
+    class Second(several_gpus.Fabric):
+        world_size, global_rank = 2, 1
+
+    def seen(fabric_type):
+        batches = []
+        pair = make_pair(objectives.ELBO())
+        pair.register_forward_pre_hook(lambda module, batch: batches.append(batch))
+        fabric = fabric_type(accelerator="cpu", devices=1)
+        several_gpus.train(fabric, pair, x, every=10, **RUN)
+        return batches
+
+    for half, whole in zip(seen(Second), seen(several_gpus.Fabric), strict=True):
+        for mine, of in zip(half, whole, strict=True):
+            assert torch.equal(mine, of[32:])
+
+
 def test_data_that_the_likelihood_cannot_take_are_refused_at_the_door(fabric, x):
     with pytest.raises(ValueError, match="nan"):
         several_gpus.train(
