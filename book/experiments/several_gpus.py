@@ -23,7 +23,7 @@ OBJECTIVES = {
     "ELBO": objectives.ELBO,
     "LearnedGamma": objectives.LearnedGamma,
     "ComputedGamma": objectives.ComputedGamma,
-    "Narrowing": lambda: objectives.Narrowing(tau=4.0),
+    "Narrowing": lambda: objectives.Narrowing(tau=8.0),
 }
 
 
