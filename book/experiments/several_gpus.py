@@ -28,7 +28,7 @@ OBJECTIVES = {
 
 
 class Pair(nn.Module):
-    """Model and objective in one: what is to be wrapped must hold all that learns."""
+    """Model and objective as one module, which holds all that learns."""
 
     def __init__(self, model: VAE, objective: objectives.Objective) -> None:
         super().__init__()
@@ -50,9 +50,9 @@ def share(batch_size: int, devices: int, rank: int) -> slice:
 
 
 def train(
-    fabric: Fabric, pair: Pair, x: Tensor, *, steps: int, batch_size: int, every: int
+    fabric: Fabric, pair: Pair, x: Tensor, steps: int, batch_size: int, every: int
 ) -> list[dict[str, Any]]:
-    """The run of `vaelib.fit` with seed 0, up to rounding; returns a dict a report."""
+    """The run of `vaelib.fit` with seed 0, up to rounding; returns its reports."""
     model, objective = pair.model, pair.objective
     model.likelihood.check(x)  # the whole data once: in a step it would wait
     model.validate_args = False
