@@ -41,9 +41,8 @@ def jobs(arguments: argparse.Namespace) -> dict[str, list[str | Path]]:
         command = [sys.executable, f"book/experiments/{script}.py", "--device", device]
         commands[name] = [*command, "--budget", budget, "--out", path, *more]
 
-    kept = ("--checkpoints", str(out / "checkpoints"))
     for tau in ("20", "35"):
-        experiment("sprites", f"sprites-64-{tau}", "--tau", tau, "--seeds", *arguments.seeds, *kept)
+        experiment("sprites", f"sprites-64-{tau}", "--tau", tau, "--seeds", *arguments.seeds)
     experiment("five_datasets", "five_datasets", "--seeds", *arguments.seeds)
     return commands
 

@@ -23,7 +23,8 @@ def save(path: Path, tree: dict[str, Any], header: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    # Of this process alone: another may be at work on the same run, on a cluster that lost it.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     save_file(_flat(tree), partial, {"header": json.dumps(header)})
     os.replace(partial, path)  # a kill leaves either the old file or the new one
 

@@ -66,7 +66,7 @@ def main() -> None:
             int(n),
             tau,
             arguments.seeds,
-            folder / f"{setup.steps} steps",
+            folder and folder / f"{setup.steps} steps",
         )
         return run, chapter["contest"], setup, arguments.device, *setting
 

@@ -13,6 +13,7 @@ they see the folder of --out, a run whose worker died goes on from its last chec
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -78,9 +79,13 @@ def done(out: Path, depth: int) -> dict[Key, Any]:
     return results
 
 
-def unfinished(out: Path, key: Key) -> Path:
-    """The folder for a run's checkpoints, which is deleted once the run is recorded."""
-    return out.resolve().with_suffix(".unfinished") / " ".join(key)
+def unfinished(out: Path, key: Key) -> Path | None:
+    """The folder for a run's checkpoints, which is deleted once the run is recorded.
+
+    None where safetensors is missing, which writes them: there, runs start anew.
+    """
+    there = importlib.util.find_spec("safetensors")
+    return out.resolve().with_suffix(".unfinished") / " ".join(key) if there else None
 
 
 def sweep(
@@ -103,10 +108,10 @@ def sweep(
                 for key, result in _run(arguments, jobs, todo):
                     results[key] = result
                     records.write(arguments.out, _tree(results, plan))
-                    folder = unfinished(arguments.out, key)
-                    shutil.rmtree(folder, ignore_errors=True)
-                    with contextlib.suppress(OSError):  # other runs' folders are there
-                        folder.parent.rmdir()
+                    if folder := unfinished(arguments.out, key):
+                        shutil.rmtree(folder, ignore_errors=True)
+                        with contextlib.suppress(OSError):  # it holds other runs'
+                            folder.parent.rmdir()
                     del todo[key]
                     bar.update()
             except TerminatedWorkerError as error:

@@ -111,7 +111,7 @@ def run(
     arguments: argparse.Namespace,
     naive: Callable[[float], Narrowing] | None,
     seed: int,
-    checkpoints: Path,
+    checkpoints: Path | None,
 ) -> dict[str, Any]:
     """Trains one model and returns its record."""
     warnings.filterwarnings("ignore", category=UserWarning, module="vaelib")
@@ -145,7 +145,8 @@ def run(
                 lr=lr,
                 seed=seed,
                 report_every=EVERY,
-                checkpoint=checkpoints / f"phase {i}, {steps} steps.safetensors",
+                checkpoint=checkpoints
+                and checkpoints / f"phase {i}, {steps} steps.safetensors",
             )
         )
         if parts[-1].interrupted:
