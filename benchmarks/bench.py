@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import importlib.util
 import io
+import json
 import logging
 import multiprocessing
 import os
@@ -38,8 +39,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from vaelib import VAE, data, fit, fit_seeds, records, training
-from vaelib.graphs import Graphed
+from vaelib import VAE, History, data, fit, fit_seeds, records, training
+from vaelib.graphs import graphed
 from vaelib.networks import conv, mlp
 from vaelib.objectives import ELBO, Narrowing
 
@@ -81,6 +82,17 @@ def images(batch_size: int = 128, size: int = 64) -> Case:
 # that goes on and on with its one batch ends in denormal numbers, at half the speed.
 
 
+def plain(step: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """In the place of `graphed`: the step as it is."""
+    return step
+
+
+def whole(history: History) -> None:
+    """Passes on an interrupt, which a run takes for its own."""
+    if history.interrupted:
+        raise KeyboardInterrupt
+
+
 def take(case: Case, device: str, eager: bool) -> Run:
     """The bare step: modules, backward, optimiser, one fixed batch with its noise; no more."""
     model, objective = case.make().to(device), ELBO().to(device)
@@ -96,7 +108,7 @@ def take(case: Case, device: str, eager: bool) -> Run:
         adam.step()
         return {"loss": loss.detach()}
 
-    recorded = step if eager else Graphed(step)
+    recorded = step if eager else graphed(step, x.device)
     return lambda steps: [recorded() for _ in range(steps)]
 
 
@@ -106,10 +118,14 @@ def ours(case: Case, device: str, objective: Callable[[], Any] = ELBO, eager: bo
 
     def run(steps: int) -> None:
         each = {"steps": steps, "batch_size": case.batch_size, "report_every": 100}
-        with mock.patch.object(training, "Graphed", lambda step: step) if eager else nothing():
-            fit(model, objective(), x, **each)
+        with mock.patch.object(training, "graphed", plain) if eager else nothing():
+            whole(fit(model, objective(), x, **each))
 
     return run
+
+
+def on(device: torch.device, make: Callable[[], VAE]) -> VAE:
+    return make().to(device)
 
 
 def stacked(case: Case, n: int) -> Run:
@@ -117,7 +133,8 @@ def stacked(case: Case, n: int) -> Run:
 
     def run(steps: int) -> None:
         each = {"steps": steps, "batch_size": case.batch_size, "report_every": 100}
-        fit_seeds(lambda: case.make().to(case.x.device), ELBO(), case.x, seeds=range(n), **each)
+        make = partial(on, case.x.device, case.make)
+        whole(fit_seeds(make, ELBO(), case.x, seeds=range(n), **each).history)
 
     return run
 
@@ -261,7 +278,8 @@ def step(measure: Measure) -> dict[str, Any]:
         runs["DataLoader"] = partial(loader, case, measure.device)
         if PYTHAE:
             runs["pythae"] = partial(pythae, case, measure.device)
-        steps = measure.steps(case.steps * (25 if cuda else 1))
+        # On a GPU images take as many as tables, so that recording the step does not count.
+        steps = measure.steps(2000 if cuda else case.steps)
         times = measure.alternate(runs, steps)
         found[f"{case.name}, batch {case.batch_size}"] = {
             "ms": {name: statistics.median(each) for name, each in times.items()},
@@ -456,13 +474,20 @@ def main() -> None:
     for message in ("the error never came down", "all gates are closed"):
         warnings.filterwarnings("ignore", message=message)
     measure = Measure(arguments.device, arguments.rounds, arguments.budget)
+    unfinished = arguments.out.with_suffix(".unfinished.json")
     results: dict[str, Any] = {"machine": machine(arguments.device)}
+    if unfinished.exists():  # a run that was stopped goes on after its last part
+        results = json.loads(unfinished.read_text("utf-8"))["results"]
     for name in arguments.parts:
+        if name in results:
+            continue
         start = time.perf_counter()
         results[name] = PARTS[name](measure)
+        records.write(unfinished, results, arguments.device)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
     results["goals"] = goals(results, arguments.device == "cuda")
-    records.write(arguments.out, results)
+    records.write(arguments.out, results, arguments.device)
+    unfinished.unlink()
     print("\nof", ", ".join(f"{key} {value}" for key, value in results["machine"].items()))
     for row in results["goals"]:
         verdict = "met" if row["met"] else "MISSED"

@@ -6,8 +6,10 @@ numbers that Python had at the time. `tests/test_gpu.py` asks a real card.
 """
 
 import contextlib
+import gc
 import types
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -68,6 +70,9 @@ class Tape(TorchDispatchMode):
 
 
 class Stream:
+    def __init__(self, device=None):
+        pass
+
     def wait_stream(self, other):
         assert isinstance(other, Stream)
 
@@ -75,12 +80,18 @@ class Stream:
 @pytest.fixture
 def card(monkeypatch):
     """Runs `fit` on the CPU as on a card; says what was recorded, and how often repeated."""
-    log = types.SimpleNamespace(tapes=[], streams=[Stream()], replays=0, mode=0)
+    log = types.SimpleNamespace(tapes=[], streams=[Stream()], replays=0, mended=0, mode=0)
 
     class Counted(Tape):
         def replay(self):
             log.replays += 1
             super().replay()
+
+        def capture_begin(self):
+            log.mended += 1
+
+        def capture_end(self):
+            pass
 
     @contextlib.contextmanager
     def graph(tape, stream):
@@ -99,12 +110,8 @@ def card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: log.mode)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: setattr(log, "mode", mode))
 
-    class Loop(training._Loop):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.take = graphs.Graphed(self._take)
-
-    monkeypatch.setattr(training, "_Loop", Loop)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(training, "graphed", graphs.Graphed)
     return log
 
 
@@ -192,6 +199,27 @@ def test_many_seeds_are_recorded_as_one_step(card, monkeypatch):
             torch.testing.assert_close(value, other.state_dict()[name], rtol=1e-5, atol=1e-5)
 
 
+def test_a_graph_does_not_outlive_its_run(card, monkeypatch):
+    """Left to the garbage collector, it could be destroyed while another is recorded."""
+    made = []
+
+    def remembered(step, device):
+        made.append(weakref.ref(recorded := graphs.Graphed(step, device)))
+        return recorded
+
+    monkeypatch.setattr(training, "graphed", remembered)
+    gc.collect()
+    gc.disable()
+    try:
+        torch.manual_seed(0)
+        model = table()()
+        fit(model, ELBO(), X, **RUN)
+        assert made[0]() is None
+        assert all(p.grad is None for p in model.parameters())
+    finally:
+        gc.enable()
+
+
 def test_a_recorded_run_resumes(card, tmp_path):
     whole = trained(table(), ELBO())
     path = tmp_path / "run.safetensors"
@@ -211,6 +239,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(card, monkeypatch):
     with pytest.warns(UserWarning, match="could not be recorded.*not permitted when stream is cap"):
         fallen_back = trained(table(), Branches())
     assert card.tapes == [] and card.replays == 0
+    assert card.mended == 1
     assert card.streams[-1] is card.streams[0]  # not the one that recording left behind
     monkeypatch.undo()
     assert_same(fallen_back, trained(table(), ELBO()))

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def jobs(arguments: argparse.Namespace) -> dict[str, list[str | Path]]:
     """Name → command: first what is short, then the runs that no CPU has done, longest last."""
     out, device, budget = arguments.out, arguments.device, f"{arguments.budget:g}"
-    tests = [sys.executable, "-m", "unittest", "-v", "tests.test_gpu"]
+    tests = [sys.executable, "tests/test_gpu.py", "-v"]
     benchmarks = [sys.executable, "benchmarks/bench.py", "--device", device]
     benchmarks += ["--out", out / "benchmarks.json", "--rounds", str(arguments.rounds)]
     benchmarks += ["--budget", budget]
@@ -105,7 +105,7 @@ def picture(path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=60, help="after which to stop")
-    parser.add_argument("--out", type=Path, default=Path("gpu"), help="folder for all results")
+    parser.add_argument("--out", type=Path, help="folder for all results: gpu, or gpu-rehearsal")
     parser.add_argument("--device", default="cuda", help="cpu to rehearse")
     parser.add_argument("--budget", type=float, default=1.0, help="share of the steps, to rehearse")
     parser.add_argument("--rounds", type=int, default=7, help="of the benchmarks")
@@ -119,23 +119,27 @@ def main() -> int:
         print("without safetensors no run keeps a state: one that is stopped starts anew")
 
     end = time.monotonic() + 60 * arguments.minutes
-    arguments.out = arguments.out.resolve()
+    default = Path("gpu" if arguments.device == "cuda" else "gpu-rehearsal")
+    arguments.out = (arguments.out or default).resolve()
     arguments.out.mkdir(parents=True, exist_ok=True)
     summary = arguments.out / "summary.json"
     report = json.loads(summary.read_text("utf-8")) if summary.exists() else {}
     for name, command in jobs(arguments).items():
-        if report.get(name, {}).get("outcome") == "done":
+        before = report.get(name, {})
+        if before.get("command") != [*map(str, command)]:
+            before = {}
+        if before.get("outcome") == "done":
             continue
         start = time.monotonic()
         outcome = "not begun: out of time"
         if start < end:
             outcome = run(command, arguments.out / f"{name}.log", end - start)
-        before = report.get(name, {}).get("seconds", 0)
-        report[name] = {"outcome": outcome, "seconds": before + round(time.monotonic() - start)}
+        seconds = before.get("seconds", 0) + round(time.monotonic() - start)
+        report[name] = {"outcome": outcome, "seconds": seconds, "command": [*map(str, command)]}
         summary.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
         if (record := arguments.out / f"{name}.json").exists():
             picture(record)
-        print(f"{name}: {outcome}, {report[name]['seconds']} s", flush=True)
+        print(f"{name}: {outcome}, {seconds} s", flush=True)
     return 0 if all(each["outcome"] == "done" for each in report.values()) else 1
 
 

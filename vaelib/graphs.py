@@ -14,9 +14,15 @@ import torch
 from torch import Tensor
 
 Step = Callable[..., dict[str, Tensor]]
-# Of torch, that looking for waits is experimental, and that Adam runs without a graph as yet.
-EXPECTED = "debug mode is a prototype", "capturable=True"
+# Of torch, that looking for waits is experimental, that Adam runs without a graph as yet, and that
+# a graph which we leave empty is empty.
+EXPECTED = "debug mode is a prototype", "capturable=True", "Graph is empty"
 EAGER = 3  # steps before recording, in which libraries set themselves up, and Adam its state
+
+
+def graphed(step: Step, device: torch.device) -> Step:
+    """The step as `Graphed` where the device is an NVIDIA GPU, and as it is elsewhere."""
+    return Graphed(step, device) if device.type == "cuda" else step
 
 
 class Graphed:
@@ -29,16 +35,30 @@ class Graphed:
         step: takes tensors, whose shapes stay, and returns a dict of tensors without gradients.
             All else that it changes must be tensors too, and changed in place: a number is
             recorded as it is then.
+        device: where it computes.
     """
 
-    def __init__(self, step: Step) -> None:
-        self.step = step
-        self.stream = torch.cuda.Stream()
+    def __init__(self, step: Step, device: torch.device) -> None:
+        self.step, self.device = step, device
+        self.stream = torch.cuda.Stream(device)
         self.calls = 0
-        self.run: Step = self._warm_up
+        # Never a method of our own: in a cycle, a graph would outlive its run, and be destroyed
+        # while another is recorded.
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
-        return self.run(*inputs)
+        if self.graph is not None:
+            return self._replay(*inputs)
+        if self.calls == EAGER:
+            return self.step(*inputs)
+        with torch.cuda.device(self.device):
+            return self._warm_up(*inputs)
+
+    def _replay(self, *inputs: Tensor) -> dict[str, Tensor]:
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
+        self.graph.replay()  # type: ignore[union-attr]
+        return {name: value.clone() for name, value in self.outputs.items()}
 
     def _warm_up(self, *inputs: Tensor) -> dict[str, Tensor]:
         self.calls += 1
@@ -47,30 +67,28 @@ class Graphed:
         with torch.cuda.stream(self.stream), _waits() as waits:
             outputs = self.step(*inputs)
         current.wait_stream(self.stream)
-        if self.calls == EAGER:
-            self.run = self.step
-            if waits:
-                _say(f"it waits for the device ({waits[0]})")
-            else:
-                self._record(inputs, current)
+        if self.calls == EAGER and waits:
+            _say(f"it waits for the device ({waits[0]})")
+        elif self.calls == EAGER:
+            self._record([each.clone() for each in inputs], current)
         return outputs
 
-    def _record(self, inputs: tuple[Tensor, ...], current: torch.cuda.Stream) -> None:
-        self.graph, self.inputs = torch.cuda.CUDAGraph(), [each.clone() for each in inputs]
+    def _record(self, inputs: list[Tensor], current: torch.cuda.Stream) -> None:
+        graph = torch.cuda.CUDAGraph()
         try:
             # On the stream of the first calls, for which the libraries are set up by now.
-            with torch.cuda.graph(self.graph, stream=self.stream):
-                self.outputs = self.step(*self.inputs)
-            self.run = self._replay
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.outputs = self.step(*inputs)
+            self.graph, self.inputs = graph, inputs
         except RuntimeError as error:
-            torch.cuda.set_stream(current)  # a failed recording leaves its own behind
             _say(str(error).partition("\n")[0])
-
-    def _replay(self, *inputs: Tensor) -> dict[str, Tensor]:
-        for own, given in zip(self.inputs, inputs, strict=True):
-            own.copy_(given)
-        self.graph.replay()
-        return {name: value.clone() for name, value in self.outputs.items()}
+            # A recording that failed leaves its stream behind, and torch's own random numbers
+            # unusable, until another succeeds: an empty one.
+            with contextlib.suppress(RuntimeError), _waits(), torch.cuda.stream(self.stream):
+                empty = torch.cuda.CUDAGraph()
+                empty.capture_begin()
+                empty.capture_end()
+            torch.cuda.set_stream(current)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import torch
 REPOSITORY = "https://github.com/your_name/practical-vaes"
 
 
-def write(path: str | Path, results: Any) -> None:
+def write(path: str | Path, results: Any, device: str = "cpu") -> None:
     """Writes results as JSON, with the command, the versions and the device they came from.
 
     The file appears whole or not at all, so that an experiment may write it after every part.
@@ -22,14 +22,16 @@ def write(path: str | Path, results: Any) -> None:
     Args:
         path: the file; its folder is made where it is missing.
         results: what `json` can write.
+        device: where they were computed, such as "cuda".
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    gpu = torch.cuda.is_available()
     record = {
         "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
-        "device": torch.cuda.get_device_name() if gpu else f"CPU, {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name()
+        if "cuda" in device
+        else f"CPU, {os.cpu_count()} cores",
         "results": results,
     }
     written = path.with_name(path.name + ".new")

@@ -19,7 +19,7 @@ class Sampler:
     block are then all there is to save.
     """
 
-    GATHERED = 16  # batches: enough to hide the cost of a call, few enough for memory
+    GATHERED = 2**20  # bytes, a few batches: many hide the cost of a call, few stay in a cache
 
     def __init__(
         self,
@@ -41,20 +41,22 @@ class Sampler:
         self.batches = len(x) // batch_size  # in an epoch
         self.epochs = -(-64 // self.batches)  # in a block: 64 batches or more
         self.block = self.batches * self.epochs
+        step = len(self.seeds) * batch_size * x[0].numel() * self.dtype.itemsize
+        self.gathered = max(1, min(self.block, self.GATHERED // step))
         self.generators = [torch.Generator(x.device).manual_seed(seed) for seed in self.seeds]
 
     def steps(self, start: int, stop: int) -> Iterator[tuple[Tensor, ...]]:
         """Yields batch and noise of each step: (B, …), or (S, B, …) where seeds are stacked."""
         for step in range(start, stop):
             position = step % self.block
-            gathered = position % self.GATHERED
+            gathered = position % self.gathered
             if position == 0 or step == start:
                 self.states = self._generator_states()
                 order, *noise = self._draw()
-                indices = order.split(self.GATHERED, self.axis)
+                indices = order.split(self.gathered, self.axis)
                 noise_of = [each.unbind(self.axis) for each in noise]
             if gathered == 0 or step == start:
-                gathering = self.x[indices[position // self.GATHERED]]
+                gathering = self.x[indices[position // self.gathered]]
                 batches = gathering.to(self.dtype).unbind(self.axis)
             yield batches[gathered], *[each[position] for each in noise_of]
 

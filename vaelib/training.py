@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 import signal
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,10 +26,12 @@ from torch.func import functional_call, stack_module_state, vmap
 from tqdm import tqdm
 
 from vaelib import checkpoints
-from vaelib.graphs import Graphed
+from vaelib.graphs import graphed
 from vaelib.objectives import Objective
 from vaelib.sampling import Sampler
 from vaelib.vae import VAE
+
+SAVED_EVERY = 5.0  # seconds, so that checkpoints cost a fast run little
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,9 @@ def fit(
         seed: of the data's order and the noise. Not of the weights, which the model has already.
         report_every: steps between two reports; a hundredth of the run where not given.
         on_report: called with the step at each report, the model in eval mode, gradients off.
-        checkpoint: a .safetensors file, written at each report and on an interrupt. Where it
-            exists already the run goes on from there, bit for bit on the CPU.
+        checkpoint: a .safetensors file, written at the first report, at others once some seconds
+            have passed, at the end, and on an interrupt. Where it exists already the run goes on
+            from there, bit for bit on the CPU.
         progress: show a progress bar once a run takes more than two seconds.
 
     Raises:
@@ -257,7 +262,6 @@ class _Loop:
         self.optimizer = torch.optim.Adam(
             parameters.values(), lr=lr, fused=device in ("cpu", "cuda"), capturable=device == "cuda"
         )
-        self.take = Graphed(self._take) if device == "cuda" else self._take
         self.step = 0
         self.pending: list[dict[str, Tensor]] = []  # terms on the device since the last report
         self.reports: list[dict[str, np.ndarray]] = []
@@ -277,10 +281,11 @@ class _Loop:
             self._resume(path, header)
         # Unless told off here, the bar heeds TQDM_DISABLE, which keeps it out of stored notebooks.
         off = {} if progress else {"disable": True}
+        take, saved = graphed(self._take, self.sampler.x.device), -math.inf
         bar = tqdm(total=steps, initial=self.step, delay=2, leave=False, **off)
         with _interruptible() as interrupted, bar:
             for batch in self.sampler.steps(self.step, steps):
-                self.pending.append(self.take(*batch))
+                self.pending.append(take(*batch))
                 self.step += 1
                 due = self.step % every == 0 or self.step == steps
                 if due:
@@ -290,9 +295,13 @@ class _Loop:
                     bar.set_postfix(loss=f"{self.reports[-1]['loss'].mean():.4g}", refresh=False)
                     bar.update(self.step - bar.n)
                 if path and (due or interrupted.is_set()):
-                    self._save(path, header)
+                    last = self.step == steps or interrupted.is_set()
+                    if last or time.monotonic() - saved > SAVED_EVERY:
+                        self._save(path, header)
+                        saved = time.monotonic()
                 if interrupted.is_set():
                     break
+        self.optimizer.zero_grad()  # gradients are a graph's memory
         if self.step < steps:
             print(f"stopped at step {self.step} of {steps}; what was learned so far is kept")
         return self._history(interrupted=self.step < steps)

@@ -106,7 +106,7 @@ def main() -> None:
     run = {name: getattr(arguments, name) for name in ("steps", "batch_size", "every")}
     reports = train(fabric, pair, data.patches(size=16).x, **run)
     if fabric.global_rank == 0:
-        records.write(arguments.out, reports)
+        records.write(arguments.out, reports, str(fabric.device))
         weights = arguments.out.with_suffix(".safetensors")
         checkpoints.save(weights, pair.state_dict(), {})
 

@@ -107,7 +107,8 @@ def sweep(
             try:
                 for key, result in _run(arguments, jobs, todo):
                     results[key] = result
-                    records.write(arguments.out, _tree(results, plan))
+                    device = getattr(arguments, "device", "cpu")
+                    records.write(arguments.out, _tree(results, plan), device)
                     if folder := unfinished(arguments.out, key):
                         shutil.rmtree(folder, ignore_errors=True)
                         with contextlib.suppress(OSError):  # it holds other runs'
