@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from vaelib import VAE, data, fit, fit_seeds, graphs, sprites, training
+from vaelib import VAE, data, fit, fit_seeds, graphs, metrics, sprites, training
 from vaelib.likelihoods import Bernoulli, Gaussian
 from vaelib.networks import conv, mlp
 from vaelib.objectives import ELBO, ComputedGamma, Narrowing
@@ -138,6 +138,14 @@ class OnTheDevice(unittest.TestCase):
     def test_sprites_are_drawn_alike(self):
         values = sprites.values(torch.arange(0, sprites.N_IMAGES, 101))
         self.assertTrue(torch.equal(sprites.render(values.cuda()).cpu(), sprites.render(values)))
+
+    def test_scikit_learn_is_handed_what_it_can_read(self):
+        wine = data.wine()
+        x, y = wine.x.cuda(), wine.y.cuda()
+        self.assertEqual(metrics.knn_accuracy(x, y), metrics.knn_accuracy(wine.x, wine.y))
+        self.assertEqual(
+            metrics.trustworthiness(x, x[:, :2]), metrics.trustworthiness(wine.x, wine.x[:, :2])
+        )
 
     def test_narrowing_finds_a_rank(self):
         g = torch.Generator().manual_seed(3)

@@ -48,16 +48,16 @@ class Graphed:
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
         if self.graph is not None:
-            return self._replay(*inputs)
+            return self._replay(self.graph, inputs)
         if self.calls == EAGER:
             return self.step(*inputs)
         with torch.cuda.device(self.device):
             return self._warm_up(*inputs)
 
-    def _replay(self, *inputs: Tensor) -> dict[str, Tensor]:
+    def _replay(self, graph: torch.cuda.CUDAGraph, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given)
-        self.graph.replay()  # type: ignore[union-attr]
+        graph.replay()
         return {name: value.clone() for name, value in self.outputs.items()}
 
     def _warm_up(self, *inputs: Tensor) -> dict[str, Tensor]:

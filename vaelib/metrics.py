@@ -142,6 +142,11 @@ def beta_eff(model: VAE, objective: Objective, x: Tensor) -> float:
     return (weights[1] / weights[0]).item()
 
 
+def _to_numpy(values: Tensor) -> np.ndarray:
+    """From any device; scikit-learn computes on the CPU."""
+    return torch.as_tensor(values).detach().cpu().numpy()
+
+
 def knn_accuracy(z: Tensor, y: Tensor, k: int = 5) -> float:
     """Share of samples whose class the majority of their k nearest neighbours tells right.
 
@@ -154,8 +159,8 @@ def knn_accuracy(z: Tensor, y: Tensor, k: int = 5) -> float:
     """
     from sklearn.neighbors import NearestNeighbors
 
-    labels = np.asarray(y)
-    neighbours = NearestNeighbors(n_neighbors=k).fit(np.asarray(z)).kneighbors()[1]
+    labels = _to_numpy(y)
+    neighbours = NearestNeighbors(n_neighbors=k).fit(_to_numpy(z)).kneighbors()[1]
     votes = np.apply_along_axis(np.bincount, 1, labels[neighbours], minlength=labels.max() + 1)
     return float((votes.argmax(1) == labels).mean())
 
@@ -173,4 +178,4 @@ def trustworthiness(x: Tensor, z: Tensor, k: int = 5) -> float:
     """
     from sklearn import manifold
 
-    return float(manifold.trustworthiness(np.asarray(x), np.asarray(z), n_neighbors=k))
+    return float(manifold.trustworthiness(_to_numpy(x), _to_numpy(z), n_neighbors=k))
