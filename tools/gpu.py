@@ -76,10 +76,12 @@ def picture(path: Path) -> None:
     if "goals" in results:
         rows = results["goals"]
         figure, axes = plt.subplots(figsize=(9, 0.4 * len(rows) + 1.2), layout="constrained")
-        values = [row["value"] for row in rows]
-        axes.barh([f"{row['what']} ({row['goal']})" for row in rows], values)
-        axes.bar_label(axes.containers[0], [f"{value:.3g}" for value in values], padding=3)
+        for place, row in enumerate(rows):
+            axes.plot(row["value"], place, "o", color="black")
+            axes.annotate(f"  {row['value']:.3g}", (row["value"], place), va="center")
+        axes.set_yticks(range(len(rows)), [f"{row['what']} ({row['goal']})" for row in rows])
         axes.set(xscale="log", xlabel="ratio")
+        axes.margins(x=0.2)
         axes.invert_yaxis()
     elif path.stem.startswith("sprites"):
         figure, pair = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
@@ -92,11 +94,13 @@ def picture(path: Path) -> None:
         pair[1].set(xlabel="step", ylabel="open gates")
     else:
         figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
-        for name, methods in results.items():
+        for i, (name, methods) in enumerate(results.items()):
             rows = methods.get("narrow", {})
             opened = [row["open"] for each in rows.values() for row in each]
-            axes.plot([int(n) for n, each in rows.items() for _ in each], opened, "o", label=name)
-        axes.set(xlabel="latents that set τ", ylabel="open gates")
+            # Side by side, since data sets may agree.
+            places = [int(n) + 0.4 * i for n, each in rows.items() for _ in each]
+            axes.plot(places, opened, "o", label=name)
+        axes.set(xlabel="latents that set τ: 5, 10, 30", ylabel="open gates")
         axes.legend()
     figure.savefig(path.with_suffix(".png"), dpi=120)
     plt.close(figure)
