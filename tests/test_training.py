@@ -448,6 +448,7 @@ from vaelib.schedules import Capacity, Warmup
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
+vaelib.training.SAVED_EVERY = 0.0  # at each report, so that the second kill finds a later one
 model = vaelib.VAE(*mlp(13))
 vaelib.fit(
     model,
@@ -485,6 +486,19 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     whole = tmp_path / "whole.safetensors"
     start(whole).communicate()
     assert whole.read_bytes() == killed.read_bytes()
+
+
+def test_a_fast_run_is_not_held_up_by_its_checkpoints(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(
+        checkpoints, "save", lambda path, tree, header: saved.append(header["step"])
+    )
+    lone(checkpoint=tmp_path / "run.safetensors", report_every=10)
+    assert saved == [10, 40]  # the first report, and the end
+    saved.clear()
+    monkeypatch.setattr(vaelib.training, "SAVED_EVERY", 0.0)
+    lone(checkpoint=tmp_path / "run.safetensors", report_every=10)
+    assert saved == [10, 20, 30, 40]
 
 
 def test_progress_shows_on_a_long_run_only(capsys):
