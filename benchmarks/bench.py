@@ -113,7 +113,7 @@ def take(case: Case, device: str, eager: bool) -> Run:
 
 
 def ours(case: Case, device: str, objective: Callable[[], Any] = ELBO, eager: bool = False) -> Run:
-    """Goes on with one model, and reports as seldom as a long run does."""
+    """`fit`, its start included; it reports as seldom as a long run does."""
     x, model = case.x.to(device), case.make().to(device)
 
     def run(steps: int) -> None:
@@ -242,11 +242,15 @@ class Measure(NamedTuple):
 
     def seconds(self, make: Make, steps: int) -> float:
         run = make()
+        self.wait()
         start = time.perf_counter()
         run(steps)
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        self.wait()
         return time.perf_counter() - start
+
+    def wait(self) -> None:
+        if self.device == "cuda":  # the host runs ahead of it
+            torch.cuda.synchronize()
 
     def alternate(self, runs: dict[str, Make], steps: int) -> dict[str, list[float]]:
         """Milliseconds a step of each, one for each round, after a round to warm up."""
@@ -278,9 +282,9 @@ def step(measure: Measure) -> dict[str, Any]:
         runs["DataLoader"] = partial(loader, case, measure.device)
         if PYTHAE:
             runs["pythae"] = partial(pythae, case, measure.device)
-        # On a GPU images take as many as tables, so that recording the step does not count.
-        steps = measure.steps(2000 if cuda else case.steps)
-        times = measure.alternate(runs, steps)
+        # On a GPU as many as it takes for the recording of the step not to count.
+        steps = 2000 * 64 // max(64, case.batch_size) if cuda else case.steps
+        times = measure.alternate(runs, measure.steps(steps))
         found[f"{case.name}, batch {case.batch_size}"] = {
             "ms": {name: statistics.median(each) for name, each in times.items()},
             "share": {name: ratio(times["bare"], each) for name, each in times.items()},
