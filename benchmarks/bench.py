@@ -297,7 +297,6 @@ def seeds(measure: Measure) -> dict[str, Any]:
     found = {}
     for batch_norm in (True, False):
         case = table(data.wine().x.to(measure.device), batch_norm)
-
         runs: dict[str, Make] = {"lone": partial(ours, case, measure.device)}
         runs |= {str(n): partial(stacked, case, n) for n in (8, 32, 128)}
         if PYTHAE:

@@ -27,6 +27,14 @@ def test_a_record_says_where_it_comes_from(tmp_path, monkeypatch):
     assert [each.name for each in path.parent.iterdir()] == ["gates.json"]
 
 
+def test_a_record_names_the_device_that_computed_it(tmp_path, monkeypatch):
+    """Which is the CPU of a machine with a graphics card, too, where it was asked for."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    for device, named in {"cpu": "CPU, ", "cuda": "a card", "cuda:1": "a card"}.items():
+        records.write(tmp_path / "record.json", [], device)
+        assert json.loads((tmp_path / "record.json").read_text())["device"].startswith(named)
+
+
 def test_a_record_is_found_from_any_folder_of_the_checkout(tmp_path, monkeypatch):
     records.write(tmp_path / "book" / "results" / "a.json", [1])
     (tmp_path / "book" / "balance").mkdir()

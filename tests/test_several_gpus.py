@@ -15,8 +15,7 @@ from vaelib.networks import mlp
 pytest.importorskip("lightning_fabric")
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "book" / "experiments" / "several_gpus.py"
-sys.path.append(str(SCRIPT.parent))
-import several_gpus  # noqa: E402
+import several_gpus  # noqa: E402  (it needs lightning_fabric)
 
 RUN = {"steps": 25, "batch_size": 64}
 
