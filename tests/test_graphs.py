@@ -17,7 +17,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vaelib import VAE, data, fit, fit_seeds, graphs, training
+from vaelib import VAE, data, fit, fit_seeds, graphs, loop
 from vaelib.gates import Gates
 from vaelib.likelihoods import Bernoulli, Gaussian, LogCosh
 from vaelib.networks import conv, mlp
@@ -111,7 +111,7 @@ def card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: setattr(log, "mode", mode))
 
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(training, "graphed", graphs.Graphed)
+    monkeypatch.setattr(loop, "graphed", graphs.Graphed)
     return log
 
 
@@ -207,7 +207,7 @@ def test_a_graph_does_not_outlive_its_run(card, monkeypatch):
         made.append(weakref.ref(recorded := graphs.Graphed(step, device)))
         return recorded
 
-    monkeypatch.setattr(training, "graphed", remembered)
+    monkeypatch.setattr(loop, "graphed", remembered)
     gc.collect()
     gc.disable()
     try:

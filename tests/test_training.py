@@ -448,7 +448,7 @@ from vaelib.schedules import Capacity, Warmup
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-vaelib.training.SAVED_EVERY = 0.0  # at each report, so that the second kill finds a later one
+vaelib.loop.SAVED_EVERY = 0.0  # at each report, so that the second kill finds a later one
 model = vaelib.VAE(*mlp(13))
 vaelib.fit(
     model,
@@ -496,7 +496,7 @@ def test_a_fast_run_is_not_held_up_by_its_checkpoints(tmp_path, monkeypatch):
     lone(checkpoint=tmp_path / "run.safetensors", report_every=10)
     assert saved == [10, 40]  # the first report, and the end
     saved.clear()
-    monkeypatch.setattr(vaelib.training, "SAVED_EVERY", 0.0)
+    monkeypatch.setattr(vaelib.loop, "SAVED_EVERY", 0.0)
     lone(checkpoint=tmp_path / "run.safetensors", report_every=10)
     assert saved == [10, 20, 30, 40]
 

@@ -5,7 +5,8 @@
 
 from vaelib import data, divergences, gates, likelihoods, metrics, networks, objectives, schedules
 from vaelib.geco import Geco
-from vaelib.training import History, Runs, fit, fit_seeds
+from vaelib.loop import History
+from vaelib.training import Runs, fit, fit_seeds
 from vaelib.vae import VAE
 
 __all__ = [

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from vaelib.divergences import gaussian_kl
-from vaelib.objectives import Objective
+from vaelib.objective import Objective
 from vaelib.vae import VAE
 
 # scikit-learn is imported where it is used: it would double the time of `import vaelib`.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vaelib.objectives import Objective
+from vaelib.objective import Objective
 from vaelib.vae import VAE
 
 

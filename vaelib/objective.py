@@ -1,0 +1,47 @@
+"""What an objective is: a model, a batch and noise in, terms out, of which one is minimised."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vaelib.likelihoods import Gaussian
+from vaelib.vae import VAE
+
+
+class Objective(nn.Module):
+    """Base of all objectives: says which noise a step needs, so that it can be handed in."""
+
+    def begin(self, model: VAE, steps: int) -> None:
+        """Called by `fit` at the start of a run of so many steps; refuses a model that won't do."""
+
+    def end(self, model: VAE) -> None:
+        """Called by `fit` at the end of a run, to say what did not come about."""
+
+    def noise(
+        self, model: VAE, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, ...]:
+        """The noise for a batch of n samples, as `forward` takes it after x; first eps (n, d)."""
+        return (model.noise(n, generator),)
+
+
+class SetsSigma(Objective):
+    """An objective that chooses the σ of the model's Gaussian and writes it there in training."""
+
+    def begin(self, model: VAE, steps: int) -> None:
+        """Refuses a model whose σ is not one number that is free to be set.
+
+        Raises:
+            ValueError: the likelihood is not a Gaussian with a single σ that is not learned.
+        """
+        likelihood = model.likelihood
+        if not isinstance(likelihood, Gaussian) or likelihood.log_sigma.ndim:
+            raise ValueError(
+                f"{type(self).__name__} sets the one σ of a Gaussian, the model has "
+                f"{likelihood}; build it with likelihoods.Gaussian(), or train it with ELBO"
+            )
+        if isinstance(likelihood.log_sigma, nn.Parameter):
+            raise ValueError(
+                f"{type(self).__name__} sets σ, but Gaussian(learn=True) learns it too; "
+                "use Gaussian(), or ELBO with the likelihood as it is"
+            )
