@@ -4,6 +4,7 @@
 """
 
 from vaelib import data, divergences, gates, likelihoods, metrics, networks, objectives, schedules
+from vaelib.diagnosis import diagnose
 from vaelib.geco import Geco
 from vaelib.loop import History
 from vaelib.training import Runs, fit, fit_seeds
@@ -15,6 +16,7 @@ __all__ = [
     "History",
     "Runs",
     "data",
+    "diagnose",
     "divergences",
     "fit",
     "fit_seeds",
