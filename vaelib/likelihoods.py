@@ -10,43 +10,21 @@ import torch
 from torch import Tensor, distributions, nn
 from torch.nn import functional as F
 
+from vaelib.likelihood import Likelihood, whole_sample
+from vaelib.noise import StudentT, VaryingSigma
 
-class Likelihood(nn.Module):
-    """Turns the decoder's output into a distribution over whole samples.
-
-    `likelihood(decoded).log_prob(x)` is (B,): summed over features, in nats per sample.
-    A subclass says by `lowest` and `highest` which values it can score.
-    """
-
-    lowest = -math.inf
-    highest = math.inf
-    remedy = "drop or impute such values first"
-
-    def check(self, x: Tensor) -> None:
-        """Refuses data that this likelihood cannot score.
-
-        It waits for the device, so `fit` calls it once, at the door, and not in every step.
-
-        Raises:
-            ValueError: a value is not finite, or lies outside [lowest, highest].
-        """
-        # One pass without a mask of all values, which may be gigabytes; NaN comes through.
-        low, high = torch.stack(x.aminmax()).tolist() if x.numel() else (0.0, 0.0)
-        if math.isfinite(low + high) and self.lowest <= low and high <= self.highest:
-            return
-        bad = ~(torch.isfinite(x) & (x >= self.lowest) & (x <= self.highest))
-        where = tuple(bad.nonzero()[0].tolist())
-        raise ValueError(
-            f"x{list(where)} is {x[where].item():.4g} (and {int(bad.sum()) - 1} more values), "
-            f"outside what {type(self).__name__} can score: "
-            f"finite numbers in [{self.lowest:g}, {self.highest:g}]; {self.remedy}"
-        )
-
-
-def _whole_sample(distribution: distributions.Distribution) -> distributions.Independent:
-    """Sums `log_prob` over every dimension but the first, the batch."""
-    n = len(distribution.batch_shape) - 1
-    return distributions.Independent(distribution, n, validate_args=False)
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "Gaussian",
+    "Joint",
+    "Likelihood",
+    "LogCosh",
+    "LogCoshDistribution",
+    "Mixed",
+    "StudentT",
+    "VaryingSigma",
+]
 
 
 class Gaussian(Likelihood):
@@ -83,7 +61,7 @@ class Gaussian(Likelihood):
 
     def forward(self, decoded: Tensor) -> distributions.Independent:
         """Returns N(decoded, σ²) for decoded (B, …)."""
-        return _whole_sample(distributions.Normal(decoded, self.sigma, validate_args=False))
+        return whole_sample(distributions.Normal(decoded, self.sigma, validate_args=False))
 
 
 class Bernoulli(Likelihood):
@@ -99,7 +77,7 @@ class Bernoulli(Likelihood):
 
     def forward(self, decoded: Tensor) -> distributions.Independent:
         """Returns Bernoulli(logits=decoded) for decoded (B, …)."""
-        return _whole_sample(distributions.Bernoulli(logits=decoded, validate_args=False))
+        return whole_sample(distributions.Bernoulli(logits=decoded, validate_args=False))
 
 
 class Categorical(Likelihood):
@@ -199,7 +177,7 @@ class LogCosh(Likelihood):
 
     def forward(self, decoded: Tensor) -> distributions.Independent:
         """Returns the log-cosh density around decoded (B, …)."""
-        return _whole_sample(LogCoshDistribution(decoded, self.a))
+        return whole_sample(LogCoshDistribution(decoded, self.a))
 
 
 class Joint(distributions.Distribution):
