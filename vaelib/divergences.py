@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, OneHotCategorical
 from torch.nn import functional as F
 
-from vaelib.likelihoods import Joint, LogCoshDistribution
+from vaelib.distributions import Joint, LogCoshDistribution
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:

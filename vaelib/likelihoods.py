@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, distributions, nn
-from torch.nn import functional as F
+
+from vaelib.distributions import Joint, LogCoshDistribution
+from vaelib.door import as_tensor
+from vaelib.settings import Remembers
 
 
-class Likelihood(nn.Module):
+class Likelihood(Remembers, nn.Module):
     """Turns the decoder's output into a distribution over whole samples.
 
     `likelihood(decoded).log_prob(x)` is (B,): summed over features, in nats per sample.
@@ -22,14 +24,18 @@ class Likelihood(nn.Module):
     highest = math.inf
     remedy = "drop or impute such values first"
 
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Any) -> None:
         """Refuses data that this likelihood cannot score.
 
         It waits for the device, so `fit` calls it once, at the door, and not in every step.
 
+        Args:
+            x: (N, …), whatever `door.as_tensor` takes.
+
         Raises:
             ValueError: a value is not finite, or lies outside [lowest, highest].
         """
+        x = as_tensor(x, bytes_stay=True)
         # One pass without a mask of all values, which may be gigabytes; NaN comes through.
         low, high = torch.stack(x.aminmax()).tolist() if x.numel() else (0.0, 0.0)
         if math.isfinite(low + high) and self.lowest <= low and high <= self.highest:
@@ -41,6 +47,10 @@ class Likelihood(nn.Module):
             f"outside what {type(self).__name__} can score: "
             f"finite numbers in [{self.lowest:g}, {self.highest:g}]; {self.remedy}"
         )
+
+    def remark(self, x: Tensor) -> str | None:
+        """What looks odd about x beside this likelihood as it is now, in words, or None."""
+        return None
 
 
 def _whole_sample(distribution: distributions.Distribution) -> distributions.Independent:
@@ -81,6 +91,17 @@ class Gaussian(Likelihood):
         """The standard deviation: a scalar, or (D,)."""
         return self.log_sigma.exp()
 
+    def remark(self, x: Tensor) -> str | None:
+        """Says where σ is 1, as it comes, and the columns vary by far more or less than that."""
+        variance = x[:10_000].to(self.log_sigma.dtype).var(0, correction=0).mean().item()
+        if self.log_sigma.any() or 1e-3 < variance < 1e2:
+            return None
+        return (
+            f"σ is 1, while the columns of x have a standard deviation of {variance**0.5:.3g}: at "
+            f"that scale the KL counts for {'nothing' if variance > 1 else 'all'}; standardise x, "
+            "or give Gaussian the sigma that you mean"
+        )
+
     def forward(self, decoded: Tensor) -> distributions.Independent:
         """Returns N(decoded, σ²) for decoded (B, …)."""
         return _whole_sample(distributions.Normal(decoded, self.sigma, validate_args=False))
@@ -112,12 +133,13 @@ class Categorical(Likelihood):
     highest = 1.0
     remedy = "pass one-hot code, as sklearn's OneHotEncoder makes it"
 
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Any) -> None:
         """Refuses what is not one-hot code.
 
         Raises:
             ValueError: a row of x does not have exactly one 1 and 0 elsewhere.
         """
+        x = as_tensor(x, bytes_stay=True)
         super().check(x)
         bad = ((x == 1).sum(-1) != 1) | ((x != 0).sum(-1) != 1)
         if bad.any():
@@ -129,51 +151,6 @@ class Categorical(Likelihood):
     def forward(self, decoded: Tensor) -> distributions.OneHotCategorical:
         """Returns OneHotCategorical(logits=decoded) for decoded (B, K)."""
         return distributions.OneHotCategorical(logits=decoded, validate_args=False)
-
-
-class LogCoshDistribution(distributions.Distribution):
-    """Density proportional to exp(-log cosh(a·(x - loc)) / a), elementwise.
-
-    It is 2a·(x - loc) = logit(u) for u ~ Beta(1/2a, 1/2a), which gives the normaliser and samples.
-
-    Args:
-        loc: mean, mode and median, any shape.
-        a: a scalar above 0.
-    """
-
-    arg_constraints: ClassVar = {}
-
-    def __init__(self, loc: Tensor, a: Tensor) -> None:
-        super().__init__(loc.shape, validate_args=False)
-        self.loc, self.a = loc, a
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean, which is loc."""
-        return self.loc
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """In nats, of each element."""
-        t = (self.a * (value - self.loc)).abs()
-        # log cosh without cosh, which overflows.
-        log_cosh = t + F.softplus(-2 * t) - math.log(2)
-        return -log_cosh / self.a - self.log_integral(torch.ones_like(self.a))
-
-    def log_integral(self, power: Tensor) -> Tensor:
-        """log ∫ exp(-power·log cosh(a·t) / a) dt, a scalar: with power 1 the normaliser."""
-        half = power / (2 * self.a)
-        log_beta = math.lgamma(0.5) + torch.lgamma(half) - torch.lgamma(half + 0.5)
-        return log_beta - self.a.log()
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws (*sample_shape, *loc.shape)."""
-        shape = self._extended_shape(torch.Size(sample_shape))
-        # logit(u) is the log-ratio of two Gamma(1/2a), which underflow where a is large. Writing
-        # each as Gamma(1/2a + 1)·U^2a leaves a Laplace with scale 1, and finite draws, for any a.
-        gamma = distributions.Gamma(1 + 1 / (2 * self.a), torch.ones_like(self.a))
-        log_gammas = gamma.sample(torch.Size((2, *shape))).log()
-        laplace = distributions.Laplace(self.loc.new_zeros(shape), 1.0).sample()
-        return self.loc + laplace + (log_gammas[0] - log_gammas[1]) / (2 * self.a)
 
 
 class LogCosh(Likelihood):
@@ -202,38 +179,6 @@ class LogCosh(Likelihood):
         return _whole_sample(LogCoshDistribution(decoded, self.a))
 
 
-class Joint(distributions.Distribution):
-    """Independent distributions over neighbouring columns of one table.
-
-    Args:
-        parts: distributions over whole samples, each of its own columns.
-        widths: how many columns each takes.
-    """
-
-    arg_constraints: ClassVar = {}
-
-    def __init__(self, parts: Sequence[distributions.Distribution], widths: Sequence[int]) -> None:
-        super().__init__(parts[0].batch_shape, torch.Size([sum(widths)]), validate_args=False)
-        self.parts, self.widths = parts, widths
-
-    @property
-    def mean(self) -> Tensor:
-        """The parts' means side by side, (B, sum of widths); of a class its probability."""
-        return torch.cat([part.mean for part in self.parts], -1)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """The sum over the parts, (B,), in nats."""
-        log_probs = [
-            part.log_prob(columns)
-            for part, columns in zip(self.parts, value.split(self.widths, -1), strict=True)
-        ]
-        return torch.stack(log_probs).sum(0)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws (*sample_shape, B, sum of widths)."""
-        return torch.cat([part.sample(torch.Size(sample_shape)) for part in self.parts], -1)
-
-
 class Mixed(Likelihood):
     """A table with columns of different kinds: each kind with a likelihood of its own.
 
@@ -257,12 +202,13 @@ class Mixed(Likelihood):
         self.parts = nn.ModuleList(likelihood for likelihood, _ in parts)
         self.widths = [width for _, width in parts]
 
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Any) -> None:
         """Refuses data that one of the parts cannot score.
 
         Raises:
             ValueError: as the parts do, or x has another width than all of them together.
         """
+        x = as_tensor(x, bytes_stay=True)
         if x.shape[-1] != sum(self.widths):
             raise ValueError(
                 f"x has {x.shape[-1]} columns, the parts of Mixed have {self.widths}, together "
@@ -277,6 +223,12 @@ class Mixed(Likelihood):
                     f"in columns {start} to {start + width - 1} of x: {error}"
                 ) from error
             start += width
+
+    def remark(self, x: Tensor) -> str | None:
+        """What one of the parts has to say of its columns."""
+        blocks = x.split(self.widths, -1)
+        found = [part.remark(block) for part, block in zip(self.parts, blocks, strict=True)]  # type: ignore[operator]
+        return next(filter(None, found), None)
 
     def forward(self, decoded: Tensor) -> Joint:
         """Returns the joint distribution for decoded (B, sum of widths)."""
