@@ -1,4 +1,4 @@
-"""Distributions that torch has not: the log-cosh density, and several side by side."""
+"""Distributions that torch has not: log-cosh, several side by side, one-hot without a wait."""
 
 from __future__ import annotations
 
@@ -65,6 +65,22 @@ class LogCoshDistribution(distributions.Distribution):
         log_gammas = gamma.sample(torch.Size((2, *shape))).log()
         laplace = distributions.Laplace(self.loc.new_zeros(shape), 1.0).sample()
         return self.loc + laplace + (log_gammas[0] - log_gammas[1]) / (2 * self.a)
+
+
+class OneHot(distributions.OneHotCategorical):
+    """One class of K for each sample, in one-hot code.
+
+    torch's own checks its numbers in every step, whatever `validate_args` says, and so waits for
+    the device each time.
+
+    Args:
+        logits: of the classes, (B, K).
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self._categorical = distributions.Categorical(logits=logits, validate_args=False)
+        shapes = self._categorical.batch_shape, logits.shape[-1:]
+        distributions.Distribution.__init__(self, *shapes, validate_args=False)
 
 
 class Joint(distributions.Distribution):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributions, nn
 
-from vaelib.distributions import Joint, LogCoshDistribution
+from vaelib.distributions import Joint, LogCoshDistribution, OneHot
 from vaelib.door import as_tensor
 from vaelib.settings import Remembers
 
@@ -150,7 +150,7 @@ class Categorical(Likelihood):
 
     def forward(self, decoded: Tensor) -> distributions.OneHotCategorical:
         """Returns OneHotCategorical(logits=decoded) for decoded (B, K)."""
-        return distributions.OneHotCategorical(logits=decoded, validate_args=False)
+        return OneHot(decoded)
 
 
 class LogCosh(Likelihood):
