@@ -357,16 +357,15 @@ def interrupt_at(step, **kwargs):
     """Runs to `step`, where an interrupt arrives in the middle of the step."""
     done = []
 
-    class Interrupted(ELBO):
-        def forward(self, model, x, eps=None):
-            done.append(1)
-            if len(done) == step:
-                os.kill(os.getpid(), signal.SIGINT)
-            return super().forward(model, x, eps)
+    def interrupt(*_):
+        done.append(1)
+        if len(done) == step:
+            os.kill(os.getpid(), signal.SIGINT)
 
     torch.manual_seed(0)
     model = make_model()
-    return model, fit(model, Interrupted(), X, seed=0, **{**RUN, **kwargs})
+    model.register_forward_hook(interrupt)
+    return model, fit(model, ELBO(), X, seed=0, **{**RUN, **kwargs})
 
 
 def test_an_interrupt_keeps_what_was_learned(tmp_path, capsys, sigint):
@@ -436,7 +435,7 @@ def test_another_run_s_checkpoint_is_refused(tmp_path):
     for change in ({"lr": 1e-2}, {"batch_size": 16}, {"x": X + 1}):
         with pytest.raises(ValueError, match=r"another run.*delete it"):
             lone(checkpoint=path, **change)
-    with pytest.raises(ValueError, match=r"values for weights"):
+    with pytest.raises(ValueError, match=r"model.likelihood.learn: True in the file, False here"):
         lone(checkpoint=path, make=lambda: VAE(*mlp(13)))
 
 

@@ -6,7 +6,7 @@
 from vaelib import data, divergences, gates, likelihoods, metrics, networks, objectives, schedules
 from vaelib.diagnosis import diagnose
 from vaelib.geco import Geco
-from vaelib.loop import History
+from vaelib.history import History
 from vaelib.training import Runs, fit, fit_seeds
 from vaelib.vae import VAE
 

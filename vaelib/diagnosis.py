@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vaelib.divergences import gaussian_kl
+from vaelib.door import as_tensor
 from vaelib.likelihoods import Likelihood, Mixed
 from vaelib.metrics import active_units, iwae_bound
 from vaelib.vae import VAE
@@ -24,8 +26,8 @@ LIKELIHOODS = "foundations/likelihoods"
 
 def diagnose(
     model: VAE,
-    x: Tensor,
-    held_out: Tensor | None = None,
+    x: Any,
+    held_out: Any = None,
     *,
     n_samples: int = 64,
     max_rows: int = 1000,
@@ -40,7 +42,7 @@ def diagnose(
 
     Args:
         model: a trained VAE, on any device.
-        x: the rows it was trained on, (N, …).
+        x: the rows it was trained on, (N, …), whatever the model takes.
         held_out: rows it has not seen, (M, …), prepared as x was.
         n_samples: K of the importance-weighted bound.
         max_rows: where there are more rows, as many drawn at random stand for them.
@@ -51,17 +53,14 @@ def diagnose(
         ValueError: the likelihood cannot score x, all rows of x are equal, or there are fewer
             than 20.
     """
-    like = next(model.parameters())
     training = model.training
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(2**32 + seed)  # not the draws that made a reader's data with this seed
-        x = _subset(x, max_rows).to(like.device, like.dtype)
-        model.likelihood.check(x)
+        x = model.admit(_subset(x, max_rows))
         if (x == x[0]).all():
             raise ValueError("all rows of x are equal, so there is nothing to be learned from them")
         if held_out is not None:
-            held_out = _subset(held_out, max_rows).to(like.device, like.dtype)
-            model.likelihood.check(held_out)
+            held_out = model.admit(_subset(held_out, max_rows))
         model.eval()
         try:
             return Diagnosis(tuple(_rows(model, x, held_out, n_samples, batch_size)))
@@ -69,8 +68,8 @@ def diagnose(
             model.train(training)
 
 
-def _subset(rows: Tensor, n: int) -> Tensor:
-    rows = torch.as_tensor(rows)
+def _subset(rows: Any, n: int) -> Tensor:
+    rows = as_tensor(rows, bytes_stay=True)
     if len(rows) < 20:
         raise ValueError(f"got {len(rows)} rows; a diagnosis needs at least 20")
     if len(rows) <= n:
@@ -137,10 +136,10 @@ def _rows(
     yield from _codes(seen, active)
     yield from _decoder(seen, flat, active)
     yield from _prior(seen.z[:, 0])
-    bounds = [iwae_bound(model, batch, n_samples).cpu().double() for batch in x.split(batch_size)]
+    bound = iwae_bound(model, x, n_samples).cpu().double()
     yield judge(
         f"IWAE bound, K = {n_samples}, less ELBO, nats",
-        torch.cat(bounds).mean() - seen.elbo.mean(),
+        bound.mean() - seen.elbo.mean(),
         high=1,
         too_high=("bound, not model: q(z|x) is far from p(z|x)", "balance/showdown"),
     )

@@ -7,8 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vaelib.settings import Remembers
 
-class Geco(nn.Module):
+
+class Geco(Remembers, nn.Module):
     """Holds an error at τ or below: adds λ·(error - τ) to a loss and learns λ on the way.
 
     With Ĉ = error - τ of the batch and its moving average C, λ changes in each step of training by

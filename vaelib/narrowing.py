@@ -47,6 +47,7 @@ class Narrowing(SetsSigma):
         ValueError: tau, push or highest is not positive.
     """
 
+    comparable = False
     push: Tensor
     gates: Gates | None
 

@@ -3,7 +3,8 @@
 An objective is called with a model, a batch x and noise, and returns a dict of what to minimise
 (`"loss"`, a scalar) and of what to report beside it. It may own parameters and buffers, but no
 other state: training stacks these to run many seeds at once. Like a model it has a training mode,
-in which moving averages and schedules go on, and an eval mode, in which they stand.
+in which moving averages and schedules go on, and an eval mode: averages stand, schedules are at
+their end.
 """
 
 from __future__ import annotations

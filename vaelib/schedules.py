@@ -1,7 +1,7 @@
 """How much of the KL a loss sees at each step of a run.
 
 A schedule is called with the KL of each latent and returns what stands in the loss for their sum.
-`fit` tells it the length of the run. Outside a run it stands at its end.
+`fit` tells it the length of the run. In eval mode, and outside a run, it stands at its end.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vaelib.settings import Remembers
 
-class Schedule(nn.Module):
+
+class Schedule(Remembers, nn.Module):
     """The plain KL, at every step. Base of the schedules that change it."""
 
     def begin(self, steps: int) -> None:
@@ -68,9 +70,10 @@ class _Ramp(Schedule):
         self.length.fill_(length)
 
     def advance(self) -> Tensor:
-        """Takes a step, in training mode, and returns how many are done, at most `length`."""
-        if self.training:
-            self.step.add_(1)
+        """Takes a step and returns how many are done, at most `length`: all in eval mode."""
+        if not self.training:
+            return self.length
+        self.step.add_(1)
         return self.step.clamp(max=self.length)
 
 
