@@ -409,6 +409,7 @@ def test_the_chapters_exist():
 
 def test_it_prints_a_line_for_each_number():
     diagnosis = diagnose(exact(), X)
+    assert repr(diagnosis) == str(diagnosis)
     header, *lines = str(diagnosis).splitlines()
     assert header.split() == ["number", "value", "should", "be", "verdict"]
     assert len(lines) == len(diagnosis.rows)

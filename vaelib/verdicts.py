@@ -59,7 +59,7 @@ class Row:
 HEADER = ("number", "value", "should be", "verdict")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
     """The rows of a diagnosis, causes before their symptoms. `print` it, or let a notebook show it.
 
@@ -90,6 +90,9 @@ class Diagnosis:
             padded = [text.ljust(width) for text, width in zip(row, widths, strict=False)]
             lines.append("  ".join([*padded, row[3]]))
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def _repr_html_(self) -> str:
         """A plain table with headers for rows and columns, as screen readers need it."""
