@@ -131,7 +131,10 @@ class Categorical(Likelihood):
 
     lowest = 0.0
     highest = 1.0
-    remedy = "pass one-hot code, as sklearn's OneHotEncoder makes it"
+    remedy = (
+        "each row needs one of the classes: scikit-learn's OneHotEncoder gives that with drop=None "
+        "and handle_unknown='error'"
+    )
 
     def check(self, x: Any) -> None:
         """Refuses what is not one-hot code.
