@@ -157,7 +157,7 @@ class Categorical(Likelihood):
 
 
 class LogCosh(Likelihood):
-    """A squared error for small residuals, an absolute one for large (Chen et al. 2019).
+    """A squared error for small residuals, an absolute one for large (Chen et al. 2018).
 
     -log p(x|z) = Σ log cosh(a·(x - decoded)) / a + D·log of the normaliser, which makes it a
     density. Near 0 it is a Gaussian with σ² = 1/a, far out a Laplace with scale 1.
