@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -189,6 +190,7 @@ def test_execute_writes_outputs_and_nothing_about_the_machine(installed: Path) -
     assert [cell.execution_count for cell in notebook.cells] == [1, 2]
     assert [cell.id for cell in notebook.cells] == ids
     assert all(cell.metadata == {} for cell in notebook.cells)
+    assert re.fullmatch(r"[0-9a-f]{16}", notebook.metadata.pop("made_with"))
     assert notebook.metadata == {
         "kernelspec": {
             "display_name": "Python 3 (ipykernel)",

@@ -60,7 +60,7 @@ def mmd(
     unbiased: bool = True,
     kernel: Callable[[Tensor, Tensor], Tensor] = imq,
 ) -> Tensor:
-    """Squared maximum mean discrepancy of two samples (Gretton et al. 2012, eq. 3 and 5).
+    """Squared maximum mean discrepancy of two samples (Gretton et al. 2012).
 
     E k(x, x') + E k(y, y') - 2 E k(x, y): 0 where both come from one distribution.
 

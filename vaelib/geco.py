@@ -17,7 +17,7 @@ class Geco(Remembers, nn.Module):
 
         log λ ← log λ + clip(speed·C/τ + damping·ΔC/τ, ±limit),
 
-    clamped (Rezende & Viola 2018, alg. 1). Theirs has neither damping nor limit and does not
+    clamped (Rezende & Viola 2018). Theirs has neither damping nor limit and does not
     divide by τ, which makes speed mean the same for an error of any size. Damping, the P of a PI
     controller (Sohrabi et al. 2024), makes up for the average's lag, lest λ overshoots and swings.
 

@@ -194,7 +194,10 @@ class Categorical(Likelihood):
 
     lowest = 0.0
     highest = 1.0
-    remedy = "pass one-hot code, as sklearn's OneHotEncoder makes it"
+    remedy = (
+        "each row needs one of the classes: scikit-learn's OneHotEncoder gives that with drop=None "
+        "and handle_unknown='error'"
+    )
 
     def check(self, x: Any) -> None:
         """Refuses what is not one-hot code.
@@ -217,7 +220,7 @@ class Categorical(Likelihood):
 
 
 class LogCosh(Likelihood):
-    """A squared error for small residuals, an absolute one for large (Chen et al. 2019).
+    """A squared error for small residuals, an absolute one for large (Chen et al. 2018).
 
     -log p(x|z) = Σ log cosh(a·(x - decoded)) / a + D·log of the normaliser, which makes it a
     density. Near 0 it is a Gaussian with σ² = 1/a, far out a Laplace with scale 1.

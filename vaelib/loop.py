@@ -52,7 +52,7 @@ class Plan:
         self.lr = float(lr)
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr is {lr}; pass a positive number, such as 1e-3")
-        self.patience = patience and whole("patience", patience)
+        self.patience = None if patience is None else whole("patience", patience)
         self.report_every = None if report_every is None else whole("report_every", report_every)
         self.on_report, self.progress = on_report, progress
         self.checkpoint = None if checkpoint is None else Path(checkpoint)

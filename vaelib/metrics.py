@@ -173,7 +173,7 @@ def _table(values: Any, name: str) -> np.ndarray:
             f"{name}[{row}, {column}] is {tensor[row, column].item()}; "
             "drop or impute such values first"
         )
-    return tensor.cpu().numpy()
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).cpu().numpy()
 
 
 def _neighbours(z: np.ndarray, k: int, most: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -221,7 +222,8 @@ def conv(
     Raises:
         ValueError: an image too small to be halved once, or a number below 1.
     """
-    sizes = [tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)]
+    pair = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
+    sizes, channels = [tuple(map(operator.index, pair))], operator.index(channels)
     if len(sizes[0]) != 2 or min(sizes[0]) < 8:
         raise ValueError(
             f"image_size is {image_size}, but takes height and width of at least 8 pixels each; "

@@ -40,7 +40,7 @@ class ELBO(Objective):
     """-ELBO = E[-log p(x|z)] + β·KL(q(z|x) ‖ p(z)), the mean over the batch, in nats per sample.
 
     β = 1 is the evidence lower bound (Kingma & Welling 2014, eq. 10), any other β the β-VAE
-    (Higgins et al. 2017, eq. 4).
+    (Higgins et al. 2017).
 
     Args:
         beta: weight of the KL.
@@ -100,7 +100,7 @@ class _DecoderVariance(SetsSigma):
 
 
 class LearnedGamma(_DecoderVariance):
-    """σ learned by gradient descent on its logarithm (Dai & Wipf 2019, sec. 3).
+    """σ learned by gradient descent on its logarithm (Dai & Wipf 2019).
 
     Their code calls this standard deviation γ, as we do; their paper calls the variance so.
     """
@@ -115,7 +115,7 @@ class LearnedGamma(_DecoderVariance):
 
 
 class ComputedGamma(_DecoderVariance):
-    """σ² = a moving average of the MSE that can only fall (Asperti & Trentin 2020, sec. 4).
+    """σ² = a moving average of the MSE that can only fall (Asperti & Trentin 2020).
 
     It starts at 1, the variance of standardised data: data of a larger scale keep it there.
 
@@ -161,7 +161,7 @@ class OptimalSigma(_DecoderVariance):
 
 
 class InfoVAE(Objective):
-    """E[-log p(x|z)] + (1-α)·KL(q(z|x) ‖ p(z)) + (α+λ-1)·MMD(q(z), p(z)) (Zhao et al. 2019, eq. 6).
+    """E[-log p(x|z)] + (1-α)·KL(q(z|x) ‖ p(z)) + (α+λ-1)·MMD(q(z), p(z)) (Zhao et al. 2017).
 
     α = 0, λ = 1 is the ELBO. α = 1 drops the KL, which holds each posterior to the prior, and
     with it the price of information; the MMD holds only all posteriors together.

@@ -65,15 +65,12 @@ def admitted(pair: Pair, x: Any, weights: Any, held_out: Any, plan: Plan) -> Dat
         return Data(x, None, held_out)
     shares = torch.as_tensor(np.asarray(weights), dtype=torch.float64, device=x.device)
     if shares.shape != x.shape[:1]:
-        raise ValueError(
-            f"weights has shape {tuple(shares.shape)}; pass one for each of {len(x)} rows"
-        )
+        shape = tuple(shares.shape)
+        raise ValueError(f"weights has shape {shape}; pass one number for each of {len(x)} rows")
     bad = ~((shares >= 0) & shares.isfinite())
     if bad.any() or not shares.any():
         found = shares[bad][0].item() if bad.any() else "0 for all rows"
-        raise ValueError(
-            f"weights are {found}; pass finite numbers of 0 or more, not all of them 0"
-        )
+        raise ValueError(f"weights are {found}; pass finite numbers, none below 0, not all 0")
     return Data(x, shares, held_out)
 
 

@@ -78,7 +78,7 @@ class _Ramp(Schedule):
 
 
 class Warmup(_Ramp):
-    """The KL's weight rises linearly, then stays at 1 (Sønderby et al. 2016, sec. 2.3)."""
+    """The KL's weight rises linearly, then stays at 1 (Sønderby et al. 2016)."""
 
     def forward(self, kl: Tensor) -> Tensor:
         """Returns the weighted sum of kl (d,)."""
@@ -86,7 +86,7 @@ class Warmup(_Ramp):
 
 
 class Cyclical(_Ramp):
-    """The weight rises and restarts several times (Fu et al. 2019, sec. 3).
+    """The weight rises and restarts several times (Fu et al. 2019).
 
     Args:
         cycles: how often it starts from near 0.
@@ -121,7 +121,7 @@ class Cyclical(_Ramp):
 
 
 class Capacity(_Ramp):
-    """|KL - C|, whose target C rises from 0 (Burgess et al. 2018, eq. 8).
+    """|KL - C|, whose target C rises from 0 (Burgess et al. 2018).
 
     Use it with a large β, which then is the price of a nat beside the target.
 

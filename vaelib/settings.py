@@ -83,7 +83,8 @@ def settings(value: Any) -> Any:
         maker, arguments = made(value)
         passing = "training", "validate_args"
         plain = {k: v for k, v in vars(value).items() if k[0] != "_" and k not in passing}
-        all_of_it = {**plain, **dict(value.named_children()), **arguments}
+        parts = {**plain, **dict(value.named_children())}
+        all_of_it = {**arguments, **{k: v for k, v in parts.items() if k not in arguments}}
         return {"made by": maker, **{name: settings(each) for name, each in all_of_it.items()}}
     if isinstance(value, Tensor | np.ndarray):
         array = torch.as_tensor(value).detach().cpu()
