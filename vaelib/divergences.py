@@ -95,7 +95,8 @@ def mmd(
 def log_power_integral(p: Distribution, power: Tensor) -> Tensor:
     """log ∫ p(x)^power dx of each column, for the densities where it has a closed form."""
     raise NotImplementedError(
-        f"∫ p^(β+1) has no closed form here for {type(p).__name__}; use another likelihood"
+        f"∫ p^(β+1) has no closed form here for {type(p).__name__}; use a Gaussian, StudentT, "
+        "Bernoulli, LogCosh, Categorical or Mixed likelihood"
     )
 
 
