@@ -140,6 +140,15 @@ def test_its_steps_by_hand():
     geco(torch.tensor([0.5, 0.5]))  # average (0.75·0.25·4 + 0.25·0.5)/(0.75·0.25 + 0.25) = 2
     assert geco.error == 2
     assert geco.log_lam.item() == pytest.approx(0.1 + 0.1 * 0 + 0.5 * (2 - 4) / 2)
+    assert geco.best == 2  # of the average, not of the batch
+
+    # Whatever the change, λ does not move by more than the limit, neither up nor down.
+    geco = Geco(2.0, alpha=0.0, limit=0.1, start=3.0)
+    course = [math.log(3)]
+    for error in (100.0, 0.0, 100.0):
+        geco(torch.full((4,), error))
+        course.append(geco.log_lam.item())
+    assert course == pytest.approx([math.log(3) + step for step in (0, 0.1, 0, 0.1)])
 
 
 @pytest.mark.parametrize("limit", [0.01, math.inf])

@@ -120,6 +120,18 @@ def test_the_weights_learn_from_the_drawn_gates_alone(model, batch):
         torch.testing.assert_close(weight.grad, grad, msg=name)
 
 
+def test_a_latent_that_the_model_has_closed_goes_on_learning(model, batch):
+    """Else no gate would ever open again: what the objective sees is all latents."""
+    losses, gradients = [], []
+    for opened in (1.0, 0.0):
+        model.open.fill_(opened)
+        losses.append(begun(model, 5.0)(model, *batch)["loss"])
+        gradients.append(torch.autograd.grad(losses[-1], [*model.encoder.parameters()]))
+    assert losses[0] == losses[1]
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_only_the_first_of_the_two_decoder_passes_keeps_a_graph(model, batch):
     graphs = []
     model.decoder.register_forward_hook(lambda *args: graphs.append(args[-1].requires_grad))
