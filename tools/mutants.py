@@ -47,6 +47,11 @@ class Mutant:
     why: str
     tests: tuple[str, ...]
 
+    @property
+    def names(self) -> set[str]:
+        """What it can be asked for by: its section's name, and its file's."""
+        return {self.where, self.where.split(".")[0]}
+
 
 def read(text: str) -> list[Mutant]:
     """The mutants of a list in the form that this module's docstring tells.
@@ -161,13 +166,12 @@ def survivors(root: Path, mutants: list[Mutant]) -> list[Mutant]:
 
 def main() -> None:
     """Try all mutants, or the sections named, and fail when too many survive."""
+    mutants, names = read(Path(__file__).with_suffix(".txt").read_text("utf-8")), set(sys.argv[1:])
+    if unknown := names - {name for m in mutants for name in m.names}:
+        sys.exit(f"mutants.txt has no section {', '.join(unknown)}")
+    mutants = [m for m in mutants if not names or names & m.names]
     for name in COMMON:
         importlib.import_module(name)
-    mutants = read(Path(__file__).with_suffix(".txt").read_text("utf-8"))
-    if names := sys.argv[1:]:
-        mutants = [m for m in mutants if m.where in names or m.where.split(".")[0] in names]
-    if not mutants:
-        sys.exit(f"mutants.txt has no section {', '.join(names)}")
     alive = survivors(ROOT, mutants)
     killed = len(mutants) - len(alive)
     print(f"\n{killed} of {len(mutants)} killed, {killed / len(mutants):.1%}")
