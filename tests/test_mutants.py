@@ -103,10 +103,10 @@ def test_what_no_test_notices_survives(project, capsys):
     assert (project / "vaelib" / "area.py").read_text() == SOURCE
 
 
-def test_hanging_is_failing(project, monkeypatch):
+def test_hanging_is_told_from_failing(project, monkeypatch):
     monkeypatch.setattr(mutants, "TIMEOUT", 1)
     (project / "tests" / "test_area.py").write_text("def test_for_ever():\n    while True: pass\n")
-    assert mutants.outcome(project, ("test_area.py",)) == "failed"
+    assert mutants.outcome(project, ("test_area.py",)) == "hung"
 
 
 def test_tests_that_fail_anyway_and_mutants_that_cannot_run_prove_nothing(project):
