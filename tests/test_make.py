@@ -231,6 +231,15 @@ def test_execute_names_the_cell_that_failed_and_leaves_the_file(installed: Path)
     assert "Not a notebook: book/none.ipynb" in result.stdout
 
 
+# --- make mutants ------------------------------------------------------------------------------
+
+
+def test_mutants_of_a_file_that_has_none_are_not_all_killed(installed: Path) -> None:
+    result = run("make", "mutants", "NAMES=plots", cwd=installed)
+    assert result.returncode != 0
+    assert "mutants.txt has no section plots" in result.stdout
+
+
 # --- make repository ---------------------------------------------------------------------------
 
 
