@@ -1,5 +1,6 @@
 """Saved models: the same codes and densities in another process, and refusals in words."""
 
+import copy
 import json
 import pickle
 import subprocess
@@ -112,6 +113,22 @@ def test_it_has_the_precision_and_the_memory_of_a_model_just_built(tmp_path):
     assert same(loaded, model, rows("mlp"))
     owners = {p.untyped_storage().data_ptr() for p in loaded.parameters()}
     assert len(owners) == len([*loaded.parameters()])
+
+
+def test_it_is_on_the_cpu_whatever_is_torchs_default(tmp_path):
+    model = trained("mlp", "Gaussian")
+    vaelib.save(tmp_path / "m.safetensors", model)
+    with torch.device("meta"):
+        loaded = vaelib.load(tmp_path / "m.safetensors").model
+    assert {tensor.device.type for tensor in loaded.state_dict().values()} == {"cpu"}
+    assert same(loaded, model, rows("mlp"))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_is_saved_as_well(tmp_path, copied):
+    model = copied(trained("conv", "Gaussian", narrowed=True))
+    vaelib.save(tmp_path / "m.safetensors", model)
+    assert same(vaelib.load(tmp_path / "m.safetensors").model, model, rows("conv"))
 
 
 def test_training_goes_on_as_it_would_have(tmp_path):
@@ -294,6 +311,17 @@ def with_dropout() -> VAE:
     return model
 
 
+def with_one_sigma_for_two() -> VAE:
+    sigma = Gaussian(learn=True)
+    return VAE(*mlp(WIDTH), Mixed((sigma, 5), (sigma, 3)))
+
+
+def with_parts_that_share() -> VAE:
+    model = VAE(*mlp(WIDTH, hidden=(5,), batch_norm=False))
+    model.decoder.body[0].bias = model.encoder.body[0].bias
+    return model
+
+
 OWN = {
     "encoder": (lambda: VAE(OwnEncoder(), mlp(WIDTH)[1]), "encoder (test_files.OwnEncoder)"),
     "likelihood": (
@@ -305,6 +333,8 @@ OWN = {
         "likelihood (vaelib.likelihoods.Mixed)",
     ),
     "model": (lambda: OwnVAE(*mlp(WIDTH)), "model (test_files.OwnVAE)"),
+    "one σ for two": (with_one_sigma_for_two, "likelihood (vaelib.likelihoods.Mixed)"),
+    "shared weights": (with_parts_that_share, "model (vaelib.vae.VAE)"),
     "changed": (with_dropout, "encoder (vaelib.networks.Encoder)"),
 }
 
@@ -325,6 +355,7 @@ def test_what_is_ones_own_is_said_and_fills_a_model_that_is_passed(tmp_path, nam
     loaded = vaelib.load(path, given).model
     assert loaded is given and loaded.steps_trained == 5 and not loaded.training
     assert same(loaded, model, rows("mlp"))
+    assert len([*loaded.parameters()]) == len([*model.parameters()])
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ def describe(model: VAE) -> tuple[dict[str, Any], dict[str, str]]:
         except TypeError:
             parts.pop(name, None)
             own[name] = name_of(type(part))
+    if len(_weights(model)) < sum(len(_weights(getattr(model, name))) for name in PARTS):
+        own["model"] = name_of(type(model))  # its parts share weights
     return parts, own
 
 
@@ -50,7 +52,13 @@ def build(parts: dict[str, Any]) -> VAE:
 
 
 def _traits(part: nn.Module) -> tuple[Any, ...]:
-    return settings(part), {name: tensor.shape for name, tensor in part.state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in part.state_dict().items()}
+    return settings(part), shapes, len(_weights(part))
+
+
+def _weights(module: nn.Module) -> list[nn.Parameter]:
+    """Each once, however many names it has."""
+    return [*module.parameters()]
 
 
 def _plain(value: Any) -> Any:

@@ -123,7 +123,7 @@ def load(path: str | Path, model: VAE | None = None) -> Saved:
         try:
             model = build(header["parts"])
             model.load_state_dict(state, assign=True)  # keeps their precision
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"this vaelib cannot build the model in {path}: {error}") from error
     model._steps_trained = header["steps_trained"]
     return Saved(model.eval(), scaler)
