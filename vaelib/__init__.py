@@ -4,6 +4,7 @@
 """
 
 from vaelib import data, divergences, gates, likelihoods, metrics, networks, objectives, schedules
+from vaelib.files import load, save
 from vaelib.geco import Geco
 from vaelib.history import History
 from vaelib.training import Runs, fit, fit_seeds
@@ -20,8 +21,10 @@ __all__ = [
     "fit_seeds",
     "gates",
     "likelihoods",
+    "load",
     "metrics",
     "networks",
     "objectives",
+    "save",
     "schedules",
 ]
