@@ -105,6 +105,10 @@ def _pytest(folder: Path, tests: tuple[str, ...]) -> None:
     """In a process of its own: runs tests in a folder, into a log, and exits as pytest does."""
     os.chdir(folder / "tests")
     sys.path.insert(0, str(folder))
+    # What is imported already is another copy of the library, or tests of it.
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in ("vaelib", "conftest") or name.startswith("test_"):
+            del sys.modules[name]
     sys.dont_write_bytecode = True  # a stale .pyc could stand for a change within the same second
     options = ("-x", "-q", "-p", "no:cacheprovider", "-W", "ignore")
     with (folder / "log.txt").open("w") as log, redirect_stdout(log), redirect_stderr(log):
