@@ -4,7 +4,6 @@ import os
 import signal
 
 import numpy as np
-import pytest
 import torch
 
 from vaelib import VAE, data, fit, fit_seeds
@@ -14,17 +13,10 @@ from vaelib.objectives import ELBO
 X = data.wine().x
 RUN = {"steps": 20, "batch_size": 32, "progress": False}
 
-pytestmark = pytest.mark.filterwarnings("ignore:the error never came down")
-
 
 def make(likelihood=None, **changes):
     torch.manual_seed(0)
     return VAE(*mlp(13, **changes), likelihood)
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.safetensors"
 
 
 def test_an_interrupt_before_the_first_report_leaves_a_history(monkeypatch):

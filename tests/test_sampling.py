@@ -12,6 +12,7 @@ from vaelib.sampling import Sampler
 X = data.wine().x
 RUN = {"steps": 20, "batch_size": 32, "progress": False}
 
+
 def make(likelihood=None, **changes):
     torch.manual_seed(0)
     return VAE(*mlp(13, **changes), likelihood)

@@ -4,7 +4,6 @@ import copy
 import pickle
 
 import numpy as np
-import pytest
 import torch
 
 from vaelib import VAE, data, fit
@@ -17,17 +16,10 @@ from vaelib.settings import differences, settings
 X = data.wine().x
 RUN = {"steps": 20, "batch_size": 32, "progress": False}
 
-pytestmark = pytest.mark.filterwarnings("ignore:the error never came down")
-
 
 def make(likelihood=None, **changes):
     torch.manual_seed(0)
     return VAE(*mlp(13, **changes), likelihood)
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.safetensors"
 
 
 def test_reprs_tell_what_a_thing_was_made_of_and_is_now():
