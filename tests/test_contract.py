@@ -8,7 +8,7 @@ import torch
 
 from vaelib import VAE, fit, fit_seeds, graphs, load, save
 from vaelib.gates import Gates
-from vaelib.likelihoods import Bernoulli, Categorical, Gaussian, LogCosh, Mixed
+from vaelib.likelihoods import Bernoulli, Categorical, Gaussian, LogCosh, Mixed, StudentT
 from vaelib.networks import conv, mlp
 from vaelib.objectives import (
     ELBO,
@@ -42,6 +42,7 @@ LIKELIHOODS = {
     "learned sigma": lambda: Gaussian(torch.full((D,), 0.5), learn=True),
     "Bernoulli": Bernoulli,
     "LogCosh": lambda: LogCosh(4.0),
+    "StudentT": lambda: StudentT(0.5, learn=True),
     "Mixed": lambda: Mixed((Gaussian(), 50), (Bernoulli(), 10), (Categorical(), 4)),
 }
 NETWORKS = {

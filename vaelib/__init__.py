@@ -4,6 +4,7 @@
 """
 
 from vaelib import data, divergences, gates, likelihoods, metrics, networks, objectives, schedules
+from vaelib.diagnosis import diagnose
 from vaelib.files import load, save
 from vaelib.geco import Geco
 from vaelib.history import History
@@ -16,6 +17,7 @@ __all__ = [
     "History",
     "Runs",
     "data",
+    "diagnose",
     "divergences",
     "fit",
     "fit_seeds",

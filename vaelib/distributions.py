@@ -1,4 +1,4 @@
-"""Distributions that torch has not: log-cosh, several side by side, one-hot without a wait."""
+"""Distributions that torch has not: log-cosh, several side by side, others without a wait."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, distributions
+from torch.distributions.utils import broadcast_all
 from torch.nn import functional as F
 
 
@@ -81,6 +82,21 @@ class OneHot(distributions.OneHotCategorical):
         self._categorical = distributions.Categorical(logits=logits, validate_args=False)
         shapes = self._categorical.batch_shape, logits.shape[-1:]
         distributions.Distribution.__init__(self, *shapes, validate_args=False)
+
+
+class HeavyTailed(distributions.StudentT):
+    """Student's t, elementwise; torch's own checks df in every step, and so waits for the device.
+
+    Args:
+        df: degrees of freedom.
+        loc: mean, mode and median, any shape.
+        scale: of that shape, or one that fits it.
+    """
+
+    def __init__(self, df: float, loc: Tensor, scale: Tensor) -> None:
+        self.df, self.loc, self.scale = broadcast_all(df, loc, scale)
+        self._chi2 = distributions.Chi2(self.df, validate_args=False)
+        distributions.Distribution.__init__(self, self.df.shape, validate_args=False)
 
 
 class Joint(distributions.Distribution):

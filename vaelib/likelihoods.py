@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributions, nn
+from torch.nn import functional as F
 
-from vaelib.distributions import Joint, LogCoshDistribution, OneHot
+from vaelib.distributions import HeavyTailed, Joint, LogCoshDistribution, OneHot
 from vaelib.door import as_tensor
 from vaelib.settings import Remembers
 
@@ -59,20 +60,8 @@ def _whole_sample(distribution: distributions.Distribution) -> distributions.Ind
     return distributions.Independent(distribution, n, validate_args=False)
 
 
-class Gaussian(Likelihood):
-    """x ~ N(decoded, σ²): a squared error whose weight is stated.
-
-    -log p(x|z) = SSE / 2σ² + D·log σ + (D/2)·log 2π, so σ² is the weight of the KL against half
-    the summed squared error (the book's β_eff).
-
-    Args:
-        sigma: standard deviation, in the units of x: a number for one σ, or a tensor (D,) for
-            one σ per feature.
-        learn: train σ (through its logarithm) with the rest of the model.
-
-    Raises:
-        ValueError: sigma is not positive.
-    """
+class _Scaled(Likelihood):
+    """Noise of a size σ that is set, or learned through its logarithm."""
 
     log_sigma: Tensor
 
@@ -88,7 +77,7 @@ class Gaussian(Likelihood):
 
     @property
     def sigma(self) -> Tensor:
-        """The standard deviation: a scalar, or (D,)."""
+        """The noise's scale, a Gaussian's standard deviation: a scalar, or (D,)."""
         return self.log_sigma.exp()
 
     def remark(self, x: Tensor) -> str | None:
@@ -99,12 +88,86 @@ class Gaussian(Likelihood):
         return (
             f"σ is 1, while the columns of x have a standard deviation of {variance**0.5:.3g}: at "
             f"that scale the KL counts for {'nothing' if variance > 1 else 'all'}; standardise x, "
-            "or give Gaussian the sigma that you mean"
+            f"or give {type(self).__name__} the sigma that you mean"
         )
+
+
+class Gaussian(_Scaled):
+    """x ~ N(decoded, σ²): a squared error whose weight is stated.
+
+    -log p(x|z) = SSE / 2σ² + D·log σ + (D/2)·log 2π, so σ² is the weight of the KL against half
+    the summed squared error (the book's β_eff).
+
+    Args:
+        sigma: standard deviation, in the units of x: a number for one σ, or a tensor (D,) for
+            one σ per feature.
+        learn: train σ (through its logarithm) with the rest of the model.
+
+    Raises:
+        ValueError: sigma is not positive.
+    """
 
     def forward(self, decoded: Tensor) -> distributions.Independent:
         """Returns N(decoded, σ²) for decoded (B, …)."""
         return _whole_sample(distributions.Normal(decoded, self.sigma, validate_args=False))
+
+
+class StudentT(_Scaled):
+    """x ~ decoded + σ·t, with t from Student's distribution: like a Gaussian, but for heavy tails.
+
+    A residual far beyond σ costs about (df + 1) times the logarithm of its size, where a Gaussian
+    charges half its square. So a few outliers hardly move σ. The variance is σ²·df / (df - 2).
+
+    Args:
+        sigma: scale, as Gaussian takes it.
+        learn: train σ, as with Gaussian.
+        df: degrees of freedom; the fewer, the heavier the tails.
+
+    Raises:
+        ValueError: sigma is not positive, or df is not above 2, where there is no variance.
+    """
+
+    def __init__(self, sigma: float | Tensor = 1.0, learn: bool = False, df: float = 4.0) -> None:
+        super().__init__(sigma, learn)
+        if not df > 2:
+            raise ValueError(f"df is {df}, but there is a variance only above 2; 4 is customary")
+        self.df = df
+
+    def forward(self, decoded: Tensor) -> distributions.Independent:
+        """Returns Student's t of scale σ around decoded (B, …)."""
+        return _whole_sample(HeavyTailed(self.df, decoded, self.sigma))
+
+
+class VaryingSigma(Likelihood):
+    """x ~ N(mean, σ²) where the decoder says both: σ differs by feature and with z.
+
+    The decoder needs two outputs a feature, first all means. Replace its last layer:
+    `decoder.output = nn.Linear(decoder.output.in_features, 2 * n_features)`.
+
+    Args:
+        floor: σ stays above this, in units of x. Without it the likelihood has no maximum: a σ
+            that goes to 0 around one row makes it infinite (Mattei & Frellsen 2018).
+
+    Raises:
+        ValueError: floor is not positive; or, in `forward`, the number of outputs is odd.
+    """
+
+    def __init__(self, floor: float = 0.05) -> None:
+        super().__init__()
+        if not floor > 0:
+            raise ValueError(f"floor must be positive, got {floor}; 0.05 suits standardised x")
+        self.floor = floor
+
+    def forward(self, decoded: Tensor) -> distributions.Independent:
+        """Returns N(mean, σ²) for decoded (B, 2·D): the means, then what σ is made from."""
+        if decoded.shape[-1] % 2:
+            raise ValueError(
+                f"the decoder has {decoded.shape[-1]} outputs, VaryingSigma needs two a feature: "
+                "decoder.output = nn.Linear(decoder.output.in_features, 2 * n_features)"
+            )
+        mean, raw = decoded.chunk(2, -1)
+        sigma = self.floor + F.softplus(raw)
+        return _whole_sample(distributions.Normal(mean, sigma, validate_args=False))
 
 
 class Bernoulli(Likelihood):
