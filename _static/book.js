@@ -25,10 +25,15 @@
     }
   };
 
-  // "Toggle hidden content" is what all of them were called: now each has its own title's name.
+  // "Toggle hidden content" is what all of them were called: now each has its title's name, and a
+  // solution its exercise's.
   const nameToggles = () => {
+    const exercises = [...document.querySelectorAll(".exercise > .admonition-title")];
     for (const button of document.querySelectorAll(".toggle-button")) {
-      button.setAttribute("aria-label", button.parentElement.textContent.trim());
+      const above = (title) => title.compareDocumentPosition(button) & Node.DOCUMENT_POSITION_FOLLOWING;
+      const exercise = button.closest(".solution") && exercises.findLast(above);
+      const names = [button.parentElement, exercise].filter(Boolean).map((node) => node.textContent.trim());
+      button.setAttribute("aria-label", names.join(" to "));
     }
   };
 

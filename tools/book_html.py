@@ -44,7 +44,10 @@ NUMBER = re.compile(r"[-−+±~≈<>≤≥]?\s?\d[\d,.\s–-]*(%|ms|s|[kM]B|×)?
 MENDS: list[tuple[str, str]] = [
     # Both sidebar buttons were dead: the theme's script takes the first button of a kind, and found
     # the one in a header that a book does not show. The script still wants to know its height.
-    (r'<header id="pst-header".*?</header>', '<div id="pst-header" class="bd-header" hidden></div>'),
+    (
+        r'<header id="pst-header".*?</header>',
+        r'<div id="pst-header" class="bd-header" hidden></div>',
+    ),
     # 1.5 MB that draw the icons a second time: the theme's stylesheet has them as a font.
     (r'<script defer src="[^"]*fontawesome\.js[^"]*"></script>', ""),
     # Said twice, three times.
@@ -69,6 +72,9 @@ MENDS: list[tuple[str, str]] = [
     ),
 ]
 
+# Each player brings its style and its script along, for places that show one at a time.
+PLAYER_END = r"\n<style>[^<]*</style>\n<script>(?:(?!</script>).)*</script>\n</figure>"
+
 
 class Templates(BuiltinTemplateLoader):
     """The theme's templates, their HTML mended: Sphinx's `template_bridge`."""
@@ -84,6 +90,9 @@ class Templates(BuiltinTemplateLoader):
                 "",
                 page,
             )
+        # The last player's script draws all of them, in the style that the last one brings.
+        for tail in set(re.findall(PLAYER_END, page, flags=re.DOTALL)):
+            page = page.replace(tail, "\n</figure>", page.count(tail) - 1)
         return page.replace("</head>", _metadata(context) + "</head>", 1)
 
 
@@ -188,9 +197,10 @@ class AuthorYear(BaseLabelStyle):
         """One label for each entry."""
         for entry in sorted_entries:
             persons = entry.persons.get("author") or entry.persons["editor"]
-            names = [" ".join(person.prelast_names + person.last_names) for person in persons]
+            parts = [person.rich_prelast_names + person.rich_last_names for person in persons]
+            names = [" ".join(map(str, part)) for part in parts]
             names = names if len(names) < 3 else [f"{names[0]} et al."]
-            yield re.sub(r"[{}]", "", f"{' and '.join(names)}, {entry.fields['year']}")
+            yield f"{' and '.join(names)}, {entry.fields['year']}"
 
 
 class References(Unsorted):
