@@ -82,6 +82,8 @@ class Templates(BuiltinTemplateLoader):
     def render(self, template: str, context: dict[str, Any]) -> str:  # type: ignore[override]
         """The HTML of one page."""
         page = super().render(template, context)
+        if "</head>" not in page:
+            return page  # a piece of the theme's, on its way into a page
         for pattern, replacement in MENDS:
             page = re.sub(pattern, replacement, page, flags=re.DOTALL)
         if context.get("pagename") != "search":  # the whole index of words, for that page alone
@@ -116,11 +118,13 @@ def _page_context(
     app: Sphinx, page: str, _template: str, context: dict[str, Any], tree: nodes.document | None
 ) -> None:
     """Leave out scripts and buttons that lead nowhere; hand the page's first sentences on."""
+    # A page without formulas needs no MathJax either; sphinx-exercise asks for it all the same.
+    unused = UNUSED if 'class="math' in context.get("body", "") else (*UNUSED, "MathJax", "mathjax")
     for kind in ("css_files", "script_files"):
         # Sphinx 7.4 writes inline scripts twice.
         once = {str(vars(file)): file for file in context[kind]}
         context[kind] = [
-            file for text, file in once.items() if not any(name in text for name in UNUSED)
+            file for text, file in once.items() if not any(name in text for name in unused)
         ]
     if not app.tags.has("published"):
         away = ("launch-buttons", "source-buttons")
