@@ -1,6 +1,7 @@
 """Every page of the book as a reader meets it: wide and narrow, light and dark."""
 
 import functools
+import os
 import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -71,20 +72,26 @@ def test_maths_is_typeset(window: Any) -> None:
 
 
 def test_pictures(window: Any) -> None:
-    """For people to look at, in _build/pictures; a test sees only that they are not blank."""
+    """For people to look at, in _build/pictures: a window's worth of each page.
+
+    VAE_PICTURES=1 takes the whole pages, which takes minutes.
+    """
     name = f"{window.name}-{window.width}-{window.theme}"
     for old in PICTURES.glob(f"{name}-*.png"):
         old.unlink()
     before = window.page.viewport_size
-    height = window.page.evaluate("document.documentElement.scrollHeight")
-    # The window itself grows to the page's height: in a small one, what sticks to the window's edge
-    # would lie across the middle of the picture.
-    window.page.set_viewport_size({"width": window.width, "height": height})
+    height = before["height"]
+    if os.environ.get("VAE_PICTURES") == "1":
+        # The window itself grows to the page's height: in a small one, what sticks to the window's
+        # edge would lie across the middle of the picture.
+        height = window.page.evaluate("document.documentElement.scrollHeight")
+        window.page.set_viewport_size({"width": window.width, "height": height})
     for number, top in enumerate(range(0, height, SLICE), start=1):
         path = PICTURES / f"{name}-{number}.png"
         clip = {"x": 0, "y": top, "width": window.width, "height": min(SLICE, height - top)}
         window.page.screenshot(path=path, clip=clip)
-        assert len(Image.open(path).convert("RGB").getcolors(2**24)) > 1
+        darkest, lightest = Image.open(path).convert("L").getextrema()
+        assert lightest - darkest > 50, "a blank picture"
     window.page.set_viewport_size(before)
 
 
@@ -113,20 +120,6 @@ def test_accessibility(window: Any, packages: Path) -> None:
         for node in violation["nodes"]
     ]
     assert serious == []
-
-
-def test_the_theme_can_be_switched(window: Any) -> None:
-    """The last test of a window: it leaves it in the other theme."""
-    colors = {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 18, 18)"}
-    background = "getComputedStyle(document.body).backgroundColor"
-    assert window.page.evaluate(background) == colors.pop(window.theme)
-    (other,) = colors.values()
-    for _ in range(3):  # light, dark, as the system has it
-        window.page.locator("button.theme-switch-button:visible").click()
-        if window.page.evaluate(background) == other:
-            break
-    assert window.page.evaluate(background) == other
-    assert window.errors == []
 
 
 class _Document(HTMLParser):

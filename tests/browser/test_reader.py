@@ -103,6 +103,21 @@ def test_the_index_names_methods(on: Open) -> None:
     expect(page.get_by_role("heading", level=1)).to_contain_text("Ask for an error")
 
 
+@pytest.mark.parametrize(("width", "theme"), WIDTHS)
+def test_the_theme_can_be_switched(visit: Open, book: str, width: int, theme: str) -> None:
+    opened = visit(f"{book}book/index.html", width, theme)
+    colors = {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 18, 18)"}
+    background = "getComputedStyle(document.body).backgroundColor"
+    assert opened.page.evaluate(background) == colors.pop(theme)
+    (other,) = colors.values()
+    for _ in range(3):  # light, dark, as the system has it
+        opened.page.locator("button.theme-switch-button:visible").click()
+        if opened.page.evaluate(background) == other:
+            break
+    assert opened.page.evaluate(background) == other
+    assert opened.errors == []
+
+
 # --- Keyboard and touch --------------------------------------------------------------------------
 
 
