@@ -42,7 +42,7 @@ book: .venv/.installed _build/.assets
 
 # Sphinx copies styles, scripts and logos only along with a page that changed, and keeps pages that
 # left the table of contents: when one of these changes, the build starts anew.
-_build/.assets: _toc.yml $(wildcard _static/* book/images/*)
+_build/.assets: _toc.yml $(wildcard _static/* book/images/* tools/book_*.py)
 	@rm -rf _build; mkdir _build; touch $@
 
 lint: .venv/.installed
