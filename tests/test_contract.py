@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vaelib import VAE, fit, fit_seeds, graphs
+from vaelib import VAE, fit, fit_seeds, graphs, load, save
 from vaelib.gates import Gates
 from vaelib.likelihoods import Bernoulli, Categorical, Gaussian, LogCosh, Mixed, StudentT
 from vaelib.networks import conv, mlp
@@ -163,3 +163,12 @@ def test_a_captured_step_equals_a_plain_one(case, card, monkeypatch):
     assert card.replays == RUN["steps"] - graphs.EAGER
     monkeypatch.undo()
     assert_alike(recorded, case.fit(held_out=case.x[:20]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_saved_model_gives_identical_codes(case, tmp_path):
+    model, _, _ = case.fit()
+    save(tmp_path / "model.safetensors", model)
+    again, _ = load(tmp_path / "model.safetensors")
+    assert torch.equal(again.encode(case.x).mu, model.encode(case.x).mu)
+    eps = torch.zeros(60, 3)
+    assert torch.equal(again(case.x, eps).reconstruction, model(case.x, eps).reconstruction)

@@ -56,7 +56,8 @@ def test_a_learned_sigma_finds_the_residuals_own(sigma):
 def test_sigma_is_only_learned_on_request():
     assert list(Gaussian(0.5).parameters()) == []
     assert [p.shape for p in Gaussian(torch.ones(13), learn=True).parameters()] == [(13,)]
-    assert Gaussian(0.5).sigma.item() == pytest.approx(0.5)
+    for learn in (False, True):  # and starts, or stays, where it is put
+        assert Gaussian(0.5, learn).sigma.item() == pytest.approx(0.5)
 
 
 def test_a_sigma_that_is_not_positive_is_refused():

@@ -5,6 +5,7 @@
 
 from vaelib import data, divergences, gates, likelihoods, metrics, networks, objectives, schedules
 from vaelib.diagnosis import diagnose
+from vaelib.files import load, save
 from vaelib.geco import Geco
 from vaelib.history import History
 from vaelib.training import Runs, fit, fit_seeds
@@ -22,8 +23,10 @@ __all__ = [
     "fit_seeds",
     "gates",
     "likelihoods",
+    "load",
     "metrics",
     "networks",
     "objectives",
+    "save",
     "schedules",
 ]

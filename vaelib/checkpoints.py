@@ -25,7 +25,10 @@ def save(path: Path, tree: dict[str, Any], header: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of this process alone: another may be at work on the same run, on a cluster that lost it.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.touch()
+    mode = partial.stat().st_mode
     save_file(_flat(tree), partial, {"header": json.dumps(header)})
+    partial.chmod(mode)  # as any file here, where safetensors lets its owner alone read it
     os.replace(partial, path)  # a kill leaves either the old file or the new one
 
 

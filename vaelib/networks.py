@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from vaelib.settings import remembered
+from vaelib.settings import amend, remembered
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
@@ -52,6 +52,7 @@ class Encoder(nn.Module):
         """A copy that returns only those latents for which keep, booleans (n_latents,), says so."""
         narrow = copy.deepcopy(self)
         narrow.n_latents = int(keep.sum())
+        amend(narrow, n_latents=narrow.n_latents)
         last, rows = narrow.mu_logvar, keep.repeat(2)
         last.weight = nn.Parameter(last.weight.detach()[rows])
         last.bias = nn.Parameter(last.bias.detach()[rows])
@@ -87,6 +88,7 @@ class Decoder(nn.Module):
         """A copy for the latents that keep, booleans (n_latents,), says; 0 for all the others."""
         narrow = copy.deepcopy(self)
         narrow.n_latents = int(keep.sum())
+        amend(narrow, n_latents=narrow.n_latents)
         first = next(layer for layer in narrow.modules() if isinstance(layer, nn.Linear))
         first.weight = nn.Parameter(first.weight.detach()[:, keep])
         first.in_features = narrow.n_latents

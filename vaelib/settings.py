@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 P = ParamSpec("P")
 Networks = TypeVar("Networks", bound=tuple[nn.Module, ...])
 MADE = "_made"  # in the __dict__ of what was made: (by what, from which arguments)
+MAKERS: dict[str, Callable[..., Any]] = {}  # by full name, all that keep such a note
 
 
 class Remembers:
@@ -27,6 +27,7 @@ class Remembers:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        MAKERS[name_of(cls)] = cls
         if "__init__" not in cls.__dict__:
             return
         init = cls.__init__
@@ -54,6 +55,7 @@ def remembered(function: Callable[P, Networks]) -> Callable[P, Networks]:
             network.__dict__[MADE] = (name_of(function), _bind(function, *args, **kwargs))
         return networks
 
+    MAKERS[name_of(function)] = remembering
     return remembering
 
 
@@ -66,6 +68,13 @@ def _bind(maker: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any
 def made(thing: Any) -> tuple[str, dict[str, Any]]:
     """By what it was made and from which arguments; its class and none where it keeps no note."""
     return vars(thing).get(MADE, (name_of(type(thing)), {}))
+
+
+def amend(thing: Any, **arguments: Any) -> None:
+    """Says from which arguments a thing would be made as it is now, where it keeps a note."""
+    if MADE in vars(thing):
+        maker, before = vars(thing)[MADE]
+        thing.__dict__[MADE] = (maker, {**before, **arguments})
 
 
 def name_of(thing: Any) -> str:
@@ -127,16 +136,16 @@ def _brief(value: Any) -> str:
 def short(thing: Any) -> str:
     """How it was made, in a line: all numbers, as they are now, and what is not the default."""
     maker, arguments = made(thing)
-    module, _, name = maker.rpartition(".")
+    name = maker.rpartition(".")[2]
     # By its name, since a function that was decorated could not be pickled within its networks.
-    function = type(thing) if isinstance(thing, Remembers) else getattr(sys.modules[module], name)
+    function = type(thing) if isinstance(thing, Remembers) else MAKERS.get(maker, type(thing))
     parts = []
     for key, value in arguments.items():
         parameter = inspect.signature(function).parameters[key]
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             parts += [_show(each) for each in value]
-        elif number or value is not parameter.default:
+        elif number or settings(value) != settings(parameter.default):
             parts.append(f"{key}={_show(getattr(thing, key, value))}")
     return f"{name}({', '.join(parts)})"
 
