@@ -396,7 +396,7 @@ def test_what_it_refuses():
             diagnose(exact(), *tables)
 
 
-# --- the table ------------------------------------------------------------------------------------
+# --- what it points to ----------------------------------------------------------------------------
 
 
 def test_the_chapters_exist():
@@ -405,36 +405,6 @@ def test_the_chapters_exist():
     assert len(chapters) > 5
     toc = (source.parent.parent / "_toc.yml").read_text()
     assert all(f"file: book/{chapter}\n" in toc for chapter in chapters)
-
-
-def test_it_prints_a_line_for_each_number():
-    diagnosis = diagnose(exact(), X)
-    assert repr(diagnosis) == str(diagnosis)
-    header, *lines = str(diagnosis).splitlines()
-    assert header.split() == ["number", "value", "should", "be", "verdict"]
-    assert len(lines) == len(diagnosis.rows)
-    starts = {line.index("  fine") for line in lines if line.endswith("  fine")}
-    assert len(starts) == 1
-
-
-def test_a_notebook_shows_a_table_with_headers():
-    model = exact()
-    model.likelihood = Gaussian(5 * SIGMA)
-    diagnosis = diagnose(model, X)
-    page = diagnosis._repr_html_()
-    assert page.count('<th scope="row">') == len(diagnosis.rows) == page.count("<tr>") - 1
-    assert page.count('<th scope="col">') == 4
-    amiss = len(diagnosis.amiss)
-    assert f"<caption>Diagnosis: {amiss} of 13 numbers amiss</caption>" in page
-    assert page.count("<strong>amiss: ") == amiss > 0
-    assert "column&#x27;s" in page  # escaped
-
-
-def test_a_row_is_found_by_the_start_of_its_name():
-    diagnosis = diagnose(exact(), X)
-    assert diagnosis["holes"].name == "holes: share of prior draws far from all codes"
-    with pytest.raises(KeyError, match="the rows are"):
-        diagnosis["kl"]
 
 
 def test_wine_in_its_own_units_is_told_to_standardise():
