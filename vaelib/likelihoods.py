@@ -28,10 +28,8 @@ class Likelihood(Remembers, nn.Module):
     def check(self, x: Any) -> None:
         """Refuses data that this likelihood cannot score.
 
-        It waits for the device, so `fit` calls it once, at the door, and not in every step.
-
-        Args:
-            x: (N, …), whatever `door.as_tensor` takes.
+        It waits for the device, so `fit` calls it once, at the door, and not in every step. x is
+        (N, …), whatever `door.as_tensor` takes.
 
         Raises:
             ValueError: a value is not finite, or lies outside [lowest, highest].
