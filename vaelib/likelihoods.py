@@ -36,7 +36,7 @@ class Likelihood(Remembers, nn.Module):
         """
         x = as_tensor(x, bytes_stay=True)
         # One pass without a mask of all values, which may be gigabytes; NaN comes through.
-        low, high = torch.stack(x.aminmax()).tolist() if x.numel() else (0.0, 0.0)
+        low, high = torch.stack(x.aminmax()).tolist()
         if math.isfinite(low + high) and self.lowest <= low and high <= self.highest:
             return
         bad = ~(torch.isfinite(x) & (x >= self.lowest) & (x <= self.highest))
@@ -97,8 +97,7 @@ class Gaussian(_Scaled):
     the summed squared error (the book's β_eff).
 
     Args:
-        sigma: standard deviation, in the units of x: a number for one σ, or a tensor (D,) for
-            one σ per feature.
+        sigma: standard deviation, in the units of x: one number, or (D,) with one per feature.
         learn: train σ (through its logarithm) with the rest of the model.
 
     Raises:
