@@ -341,3 +341,15 @@ def test_robust_learns_the_sigma_of_the_clean_rows_and_the_elbo_does_not():
 
     torch.testing.assert_close(train(Robust(0.5)), clean, rtol=0.15, atol=0)
     assert (train(ELBO()) > 2 * clean).all()
+
+
+@pytest.mark.parametrize(
+    "terms", [torch.tensor(1.0), {"elbo": torch.tensor(1.0)}, {"loss": torch.ones(8)}]
+)
+def test_an_objective_of_ones_own_that_returns_something_else_is_told(terms):
+    class Own(ELBO):
+        def forward(self, model, x, eps=None):
+            return terms
+
+    with pytest.raises(TypeError, match=r"Own.forward has to return a dict.*scalar under 'loss'"):
+        Own()(VAE(*mlp(13)), torch.zeros(8, 13))

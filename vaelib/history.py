@@ -59,7 +59,7 @@ class History:
     terms: Arrays
     interrupted: bool
     held_out: Arrays = field(default_factory=dict)
-    best: np.ndarray | None = None
+    best: np.ndarray | np.integer | None = None
     diverged: tuple[int, ...] = ()
 
     def __getitem__(self, name: str) -> np.ndarray:

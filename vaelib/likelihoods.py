@@ -28,17 +28,15 @@ class Likelihood(Remembers, nn.Module):
     def check(self, x: Any) -> None:
         """Refuses data that this likelihood cannot score.
 
-        It waits for the device, so `fit` calls it once, at the door, and not in every step.
-
-        Args:
-            x: (N, …), whatever `door.as_tensor` takes.
+        It waits for the device, so `fit` calls it once, at the door, and not in every step. x is
+        (N, …), whatever `door.as_tensor` takes.
 
         Raises:
             ValueError: a value is not finite, or lies outside [lowest, highest].
         """
         x = as_tensor(x, bytes_stay=True)
         # One pass without a mask of all values, which may be gigabytes; NaN comes through.
-        low, high = torch.stack(x.aminmax()).tolist() if x.numel() else (0.0, 0.0)
+        low, high = torch.stack(x.aminmax()).tolist()
         if math.isfinite(low + high) and self.lowest <= low and high <= self.highest:
             return
         bad = ~(torch.isfinite(x) & (x >= self.lowest) & (x <= self.highest))
@@ -99,8 +97,7 @@ class Gaussian(_Scaled):
     the summed squared error (the book's β_eff).
 
     Args:
-        sigma: standard deviation, in the units of x: a number for one σ, or a tensor (D,) for
-            one σ per feature.
+        sigma: standard deviation, in the units of x: one number, or (D,) with one per feature.
         learn: train σ (through its logarithm) with the rest of the model.
 
     Raises:

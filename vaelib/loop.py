@@ -189,7 +189,7 @@ class Loop:
             terms,
             interrupted,
             held_out,
-            best=self.watch.best if self.held_out else None,
+            best=self.watch.best[()] if self.held_out else None,
             diverged=self.watch.names_of_diverged(),
         )
 
