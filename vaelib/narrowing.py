@@ -21,7 +21,7 @@ class Narrowing(SetsSigma):
 
         Σ_j b_j·KL_j + λ·(SSE - τ + push·τ·Σ_j p_j), the push only while SSE ≤ τ,
 
-    for gates b, each 1 with probability p (De Boom et al. 2020, after whose algorithm 1). SSE is
+    for gates b, each 1 with probability p (after De Boom et al. 2020). SSE is
     the squared error summed over a sample, at a drawn z times the drawn b; λ is learned by `Geco`,
     p by DisARM from F = Σ_j b_j·KL_j + λ·SSE of each sample. Theirs is ARM from λ·SSE alone.
 
@@ -47,6 +47,7 @@ class Narrowing(SetsSigma):
         ValueError: tau, push or highest is not positive.
     """
 
+    comparable = False
     push: Tensor
     gates: Gates | None
 

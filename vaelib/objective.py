@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from vaelib.likelihoods import Gaussian
+from vaelib.settings import Remembers
 from vaelib.vae import VAE
 
 
-class Objective(nn.Module):
-    """Base of all objectives: says which noise a step needs, so that it can be handed in."""
+class Objective(Remembers, nn.Module):
+    """Base of all objectives: says which noise a step needs, so that it can be handed in.
+
+    Attributes:
+        comparable: whether the losses of two steps can be compared, as early stopping has to. Not
+            where a multiplier moves.
+    """
+
+    comparable = True
+
+    def __call__(self, model: VAE, x: Any, *noise: Tensor, **named: Tensor) -> dict[str, Tensor]:
+        """The terms of a batch, "loss" among them; x goes through the model's door."""
+        terms = super().__call__(model, model.admit(x), *noise, **named)
+        if not isinstance(terms, dict) or "loss" not in terms or terms["loss"].ndim:
+            raise TypeError(
+                f"{type(self).__name__}.forward has to return a dict of terms, with a scalar under "
+                "'loss': the mean over the batch"
+            )
+        return terms
 
     def begin(self, model: VAE, steps: int) -> None:
         """Called by `fit` at the start of a run of so many steps; refuses a model that won't do."""

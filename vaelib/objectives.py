@@ -3,7 +3,8 @@
 An objective is called with a model, a batch x and noise, and returns a dict of what to minimise
 (`"loss"`, a scalar) and of what to report beside it. It may own parameters and buffers, but no
 other state: training stacks these to run many seeds at once. Like a model it has a training mode,
-in which moving averages and schedules go on, and an eval mode, in which they stand.
+in which moving averages and schedules go on, and an eval mode: averages stand, schedules are at
+their end.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class ELBO(Objective):
     """-ELBO = E[-log p(x|z)] + β·KL(q(z|x) ‖ p(z)), the mean over the batch, in nats per sample.
 
     β = 1 is the evidence lower bound (Kingma & Welling 2014, eq. 10), any other β the β-VAE
-    (Higgins et al. 2017, eq. 4).
+    (Higgins et al. 2017).
 
     Args:
         beta: weight of the KL.
@@ -99,7 +100,7 @@ class _DecoderVariance(SetsSigma):
 
 
 class LearnedGamma(_DecoderVariance):
-    """σ learned by gradient descent on its logarithm (Dai & Wipf 2019, sec. 3).
+    """σ learned by gradient descent on its logarithm (Dai & Wipf 2019).
 
     Their code calls this standard deviation γ, as we do; their paper calls the variance so.
     """
@@ -114,7 +115,7 @@ class LearnedGamma(_DecoderVariance):
 
 
 class ComputedGamma(_DecoderVariance):
-    """σ² = a moving average of the MSE that can only fall (Asperti & Trentin 2020, sec. 4).
+    """σ² = a moving average of the MSE that can only fall (Asperti & Trentin 2020).
 
     It starts at 1, the variance of standardised data: data of a larger scale keep it there.
 
@@ -160,7 +161,7 @@ class OptimalSigma(_DecoderVariance):
 
 
 class InfoVAE(Objective):
-    """E[-log p(x|z)] + (1-α)·KL(q(z|x) ‖ p(z)) + (α+λ-1)·MMD(q(z), p(z)) (Zhao et al. 2019, eq. 6).
+    """E[-log p(x|z)] + (1-α)·KL(q(z|x) ‖ p(z)) + (α+λ-1)·MMD(q(z), p(z)) (Zhao et al. 2017).
 
     α = 0, λ = 1 is the ELBO. α = 1 drops the KL, which holds each posterior to the prior, and
     with it the price of information; the MMD holds only all posteriors together.

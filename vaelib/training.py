@@ -1,4 +1,4 @@
-"""One training loop for every chapter: a lone model, or many seeds at once.
+"""Training: a lone model, or many seeds at once, by one loop.
 
 Nothing in a step waits for the device. Reports are read off it every so many steps. On an NVIDIA
 GPU the step runs as a CUDA graph.
@@ -6,21 +6,20 @@ GPU the step runs as a CUDA graph.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from vaelib.loop import History, Loop
+from vaelib.history import History
+from vaelib.loop import Plan
 from vaelib.objective import Objective
-from vaelib.sampling import Sampler
+from vaelib.runs import Pair, Terms, admitted, prepared, train
 from vaelib.vae import VAE
 
 
@@ -35,14 +34,17 @@ class Runs(NamedTuple):
 def fit(
     model: VAE,
     objective: Objective,
-    x: Tensor,
+    x: Any,
     *,
     steps: int,
     batch_size: int,
     lr: float = 1e-3,
     seed: int = 0,
+    weights: Any = None,
+    held_out: Any = None,
+    patience: int | None = None,
     report_every: int | None = None,
-    on_report: Callable[[int], None] | None = None,
+    on_report: Callable[[int], Any] | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> History:
@@ -50,56 +52,75 @@ def fit(
 
     Every epoch runs through a new random order of the data in batches of one size; samples that
     do not fill a last batch wait for the next epoch. An interrupt (Ctrl-C, a notebook's stop
-    button) ends the run after the step at hand and keeps what was learned.
+    button) ends the run after the step at hand and keeps what was learned. A second call trains
+    the model further, with Adam started anew, and other batches and noise than the first.
 
     Args:
         model: the VAE, on the device on which to train; x follows it there.
         objective: `objective(model, batch, *noise)` returns the terms, with "loss" among them.
-        x: the data, (N, …). Of uint8, such as black and white images, it stays so on the device,
-            and its batches become floats of the same values.
+        x: the data, (N, …): a tensor, an array, or a frame of numbers. Of uint8, such as black and
+            white images, it stays so on the device, and its batches become floats.
         steps: length of the run, in batches.
         batch_size: samples a step, at most N.
         lr: Adam's learning rate.
         seed: of the data's order and the noise. Not of the weights, which the model has already.
+        weights: (N,), not negative: a row of weight 2 comes as often as two rows of weight 1.
+        held_out: rows like x, (M, …), that are not trained on. Their terms are reported too.
+        patience: end the run after so many reports without a lower held-out loss, and bring back
+            the weights of the lowest.
         report_every: steps between two reports; a hundredth of the run where not given.
-        on_report: called with the step at each report, the model in eval mode, gradients off.
+        on_report: called with the step at each report, the model in eval mode, gradients off. The
+            run ends where it returns True.
         checkpoint: a .safetensors file, written at the first report, at others once some seconds
             have passed, at the end, and on an interrupt. Where it exists already the run goes on
-            from there, bit for bit on the CPU.
+            from there, bit for bit on the CPU; so does a longer run of the same settings.
         progress: show a progress bar once a run takes more than two seconds.
 
     Raises:
+        TypeError: model, objective or data are of a kind that the run cannot take.
         ValueError: data or arguments that the run cannot take, or another run's checkpoint.
         FloatingPointError: at a report, the loss is no longer finite.
     """
-    pair = _Pair(model, objective.to(next(model.parameters()).device))
-    with _prepared([pair], x, steps) as x:
-        loop = Loop(
-            forward=functools.partial(objective, model),
-            parameters=dict(pair.named_parameters()),
-            buffers=dict(pair.named_buffers()),
-            sampler=Sampler(model, objective, x, batch_size, [seed], stack=False),
-            lr=lr,
-        )
+    _refuse_kinds(model, objective)
+    pair = Pair(model, objective.to(next(model.parameters()).device))
 
-        def look(step: int) -> None:
-            pair.eval()
-            with torch.no_grad():
-                on_report(step)  # type: ignore[misc]
-            pair.train()
+    def look(step: int) -> Any:
+        pair.eval()
+        with torch.no_grad():
+            answer = on_report(step)  # type: ignore[misc]
+        pair.train()
+        return answer
 
-        return loop.run(steps, report_every, on_report and look, checkpoint, progress)
+    plan = Plan(
+        steps,
+        batch_size,
+        lr,
+        [seed],
+        patience,
+        report_every,
+        on_report and look,
+        checkpoint,
+        progress,
+    )
+    data = admitted(pair, x, weights, held_out, plan)
+    with prepared([pair], plan.steps):
+        forward = functools.partial(objective, model)
+        parameters, buffers = dict(pair.named_parameters()), dict(pair.named_buffers())
+        return train([pair], data, plan, forward, pair, parameters, buffers, stack=False)
 
 
 def fit_seeds(
     make_model: Callable[[], VAE],
     objective: Objective | Sequence[Objective],
-    x: Tensor,
+    x: Any,
     *,
     steps: int,
     batch_size: int,
     seeds: Sequence[int] = range(20),
     lr: float = 1e-3,
+    weights: Any = None,
+    held_out: Any = None,
+    patience: int | None = None,
     report_every: int | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
@@ -108,6 +129,8 @@ def fit_seeds(
 
     Each run is the lone run `torch.manual_seed(seed); model = make_model(); fit(model, …,
     seed=seed)`, up to rounding. On a CPU, twenty small networks cost about as much as three.
+    Patience counts for each seed by itself. A seed whose loss leaves the numbers is named in a
+    warning and in `History.diverged`; the others go on.
 
     Args:
         make_model: builds a fresh model; called once for each seed.
@@ -119,54 +142,92 @@ def fit_seeds(
     """
     if len(seeds) == 0:
         raise ValueError("seeds is empty; pass at least one, e.g. seeds=range(20)")
-    models = []
+    models = _made(make_model, seeds)
+    device = next(models[0].parameters()).device
+    given = [objective] if isinstance(objective, Objective | type) else [*objective]
+    for each in given:
+        _refuse_kinds(models[0], each)
+    objectives = given * len(models) if isinstance(objective, Objective) else given
+    _refuse_different(objectives, len(models))
+    pairs = [
+        Pair(model, copy.deepcopy(each).to(device))
+        for model, each in zip(models, objectives, strict=True)
+    ]
+    plan = Plan(steps, batch_size, lr, [*seeds], patience, report_every, None, checkpoint, progress)
+    data = admitted(pairs[0], x, weights, held_out, plan)
+    with prepared(pairs, plan.steps):
+        parameters, buffers = stack_module_state(pairs)
+        template = copy.deepcopy(pairs[0]).to("meta")  # lends its code; the state is handed in
+        forward = functools.partial(_stacked(template), (parameters, buffers))
+        history = train(pairs, data, plan, forward, template, parameters, buffers, stack=True)
+        for i, pair in enumerate(pairs):
+            state = {**parameters, **buffers}
+            pair.load_state_dict({name: t[i].detach() for name, t in state.items()})
+    return Runs(models, [pair.objective for pair in pairs], history)
+
+
+def _stacked(template: Pair) -> Callable[..., Terms]:
+    """One forward for all seeds; says in words where networks can't be stacked."""
+
+    @vmap
+    def replicas(state: tuple[dict[str, Tensor], ...], *batch: Tensor) -> Terms:
+        return functional_call(template, state, batch)
+
+    def forward(*args: Any) -> Terms:
+        try:
+            return replicas(*args)
+        except RuntimeError as error:
+            if "vmap" not in str(error) and "atching rule" not in str(error):
+                raise
+            raise ValueError(
+                "fit_seeds trains all seeds as one stack, and these networks cannot be stacked: "
+                "dropout draws noise that no seed rules, and LSTMs, for one, have no stacked form. "
+                "Train them one after another, by fit. In torch's words: "
+                + str(error).partition("\n")[0]
+            ) from error
+
+    return forward
+
+
+def _made(make_model: Callable[[], VAE], seeds: Sequence[int]) -> list[VAE]:
+    """A model for each seed, none of which shares weights with another."""
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise TypeError(
+            f"make_model is a {type(make_model).__name__}; pass a function that builds a new model "
+            "at each call, such as lambda: VAE(*mlp(13))"
+        )
+    models: list[VAE] = []
     with torch.random.fork_rng():
         for seed in seeds:
             torch.manual_seed(seed)
             models.append(make_model())
-    device = next(models[0].parameters()).device
-    objectives = [objective] * len(models) if isinstance(objective, Objective) else [*objective]
-    _refuse_different(objectives, len(models))
-    pairs = [
-        _Pair(model, copy.deepcopy(each).to(device))
-        for model, each in zip(models, objectives, strict=True)
-    ]
-    with _prepared(pairs, x, steps) as x:
-        parameters, buffers = stack_module_state(pairs)
-        template = copy.deepcopy(pairs[0]).to("meta")  # lends its code; the state is handed in
+            _refuse_kinds(models[-1], None)
+    owners: dict[int, int] = {}
+    for i, model in enumerate(models):
+        for parameter in model.parameters():
+            if owners.setdefault(id(parameter), i) != i:
+                raise ValueError(
+                    f"make_model gave models {owners[id(parameter)]} and {i} the same weights; "
+                    "have it build new networks at each call, such as lambda: VAE(*mlp(13))"
+                )
+    return models
 
-        @vmap
-        def replicas(state: tuple[dict[str, Tensor], ...], *batch: Tensor) -> dict[str, Tensor]:
-            return functional_call(template, state, batch)
 
-        loop = Loop(
-            forward=functools.partial(replicas, (parameters, buffers)),
-            parameters=parameters,
-            buffers=buffers,
-            sampler=Sampler(models[0], objectives[0], x, batch_size, seeds, stack=True),
-            lr=lr,
+def _refuse_kinds(model: Any, objective: Any) -> None:
+    """Refuses what is no model or no objective, such as a class in place of an instance."""
+    if not isinstance(model, VAE):
+        raise TypeError(
+            f"the model is {_kind(model)}; pass a VAE, such as VAE(*networks.mlp(n_features))"
         )
-        history = loop.run(steps, report_every, None, checkpoint, progress)
-        for i, pair in enumerate(pairs):
-            pair.load_state_dict({name: t[i].detach() for name, t in loop.state.items()})
-    terms = {name: np.moveaxis(values, 1, 0) for name, values in history.terms.items()}
-    return Runs(
-        models,
-        [pair.objective for pair in pairs],
-        History(history.steps, terms, history.interrupted),
-    )
+    if objective is not None and not isinstance(objective, Objective):
+        raise TypeError(
+            f"the objective is {_kind(objective)}; pass an instance, such as objectives.ELBO(), or "
+            "one of a subclass of objectives.Objective"
+        )
 
 
-class _Pair(nn.Module):
-    """A model and its objective as one module, so that all that a run learns has one owner."""
-
-    def __init__(self, model: VAE, objective: Objective) -> None:
-        super().__init__()
-        self.model = model
-        self.objective = objective
-
-    def forward(self, x: Tensor, *noise: Tensor) -> dict[str, Tensor]:
-        return self.objective(self.model, x, *noise)
+def _kind(thing: Any) -> str:
+    return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
 
 
 def _refuse_different(objectives: list[Objective], n: int) -> None:
@@ -183,31 +244,6 @@ def _refuse_different(objectives: list[Objective], n: int) -> None:
     for i, each in enumerate(objectives):
         if traits(each) != traits(objectives[0]):
             raise ValueError(
-                f"objectives 0 and {i} are of different kinds: {traits(objectives[0])} and "
-                f"{traits(each)}; train each kind by a call of its own"
+                f"objectives 0 and {i} are of different kinds: {objectives[0]} and {each}; "
+                "train each kind by a call of its own"
             )
-
-
-@contextlib.contextmanager
-def _prepared(pairs: list[_Pair], x: Tensor, steps: int) -> Iterator[Tensor]:
-    """Checks the whole data once, so that no step has to; puts all in training mode."""
-    model = pairs[0].model
-    like = next(model.parameters())
-    x = torch.as_tensor(x, device=like.device)
-    x = x if x.dtype == torch.uint8 else x.to(like.dtype)
-    model.likelihood.check(x)
-    if steps < 1:
-        raise ValueError(f"steps is {steps}, but a run needs at least one")
-    before = [pair.model.validate_args for pair in pairs]
-    try:
-        for pair in pairs:
-            pair.objective.begin(pair.model, steps)
-            pair.model.validate_args = False
-            pair.train()
-        yield x
-        for pair in pairs:
-            pair.objective.end(pair.model)
-    finally:
-        for pair, validate_args in zip(pairs, before, strict=True):
-            pair.model.validate_args = validate_args
-            pair.eval()

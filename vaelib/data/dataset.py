@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,28 @@ class Dataset:
         """Takes samples scaled like `self.x`, (…, D), back to the units they were measured in."""
         rows = self.scaler.inverse_transform(x.detach().cpu().numpy().reshape(-1, x.shape[-1]))
         return torch.as_tensor(rows, dtype=x.dtype).reshape(x.shape)
+
+    def as_measured(self, x: Tensor) -> Tensor:
+        """Like `original`, with whole numbers where all of the data are whole numbers.
+
+        For rows that a model generated. Values stay where they are outside the range that the
+        data have, and a warning names the columns.
+        """
+        seen, rows = self.original(self.x), self.original(x)
+        # Scaled and back, a whole number is one up to the seven digits of float32.
+        whole = ((seen - seen.round()).abs() <= 1e-5 * seen.abs().clamp(min=1)).all(0)
+        rows = torch.where(whole, rows.round(), rows)
+        slack = 1e-5 * seen.abs().amax(0)
+        outside = (rows < seen.amin(0) - slack) | (rows > seen.amax(0) + slack)
+        if outside.any():
+            counts = outside.flatten(0, -2).sum(0).tolist()
+            columns = [f"{n} ({c})" for n, c in zip(self.feature_names, counts, strict=True) if c]
+            warnings.warn(
+                "some values lie outside the range that the data have, in columns (with their "
+                f"number of rows): {', '.join(columns)}",
+                stacklevel=2,
+            )
+        return rows
 
 
 def from_bunch(bunch: Any, scaler: Any) -> Dataset:

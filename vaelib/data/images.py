@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -66,15 +67,15 @@ def sprites(n: int = 10_000, size: int = 64, seed: int = 0) -> Dataset:
     Raises:
         ValueError: more images than there are, or a size below 1.
     """
-    index = subset(n, N_IMAGES, seed)
-    return from_images(render(values(index), size), classes(index)[:, 0], values(index))
+    chosen = subset(n, N_IMAGES, seed)
+    return from_images(render(values(chosen), size), classes(chosen)[:, 0], values(chosen))
 
 
 def subset(n: int, total: int, seed: int) -> Tensor:
     """Which n of so many images: a random choice, (n,)."""
     if not 1 <= n <= total:
         raise ValueError(f"n is {n}; pass 1 … {total}, the images there are")
-    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n]
+    return torch.randperm(total, generator=torch.Generator().manual_seed(index(seed)))[:n]
 
 
 def from_images(images: Tensor, shapes: Tensor, factors: Tensor) -> Dataset:
