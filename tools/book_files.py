@@ -72,9 +72,10 @@ def _slim(out: Path) -> None:
         )
         # Of the two formats of the icon font, the one that can be cut down without a compressor.
         text = re.sub(r'url\([^)]*\.woff2\) ?format\("woff2"\),', "", text)
-        path.write_text(re.sub(r"@media[^{}]*\{\s*\}", "", text), "utf-8")
+        text = re.sub(r"\s+", " ", re.sub(r"@media[^{}]*\{\s*\}", "", text))
+        path.write_text(text, "utf-8")
         icons |= {int(code, 16) for code in re.findall(r"\\(f[0-9a-f]{3})", text)}
-        icons |= {ord(letter) for letter in text}
+        icons |= {ord(letter) for letter in text if ord(letter) >= 0xE000}
     for path in static.glob("vendor/fontawesome/webfonts/*.ttf"):
         font = ttLib.TTFont(path)
         subsetter = subset.Subsetter()

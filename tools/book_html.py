@@ -175,6 +175,7 @@ def _mend_document(app: Sphinx, tree: nodes.document, _page: str) -> None:
     for image in [*tree.findall(nodes.image)]:
         if image["uri"].endswith(".png"):
             # At the size it was drawn for, in a box that scrolls: else a phone shows a third of it.
+            # A size makes Sphinx link the picture to its file, whole.
             with Image.open(Path(app.srcdir, image["uri"])) as picture:
                 dpi = picture.info.get("dpi", (96, 96))[0]
                 image["width"] = f"{picture.width * 96 / dpi:.0f}px"
@@ -182,10 +183,11 @@ def _mend_document(app: Sphinx, tree: nodes.document, _page: str) -> None:
 
 
 def _mend_table(table: nodes.table) -> None:
-    """Columns of numbers end at the right; under an empty corner, the first column is headings."""
-    head = next(iter(table.findall(nodes.thead)), None)
-    if head is not None and not head[0][0].astext():
-        next(iter(table.findall(nodes.colspec)))["stub"] = 1
+    """Columns of numbers end at the right; what stands under an empty heading names its row."""
+    for head in table.findall(nodes.thead):
+        for title, column in zip(head[0], table.findall(nodes.colspec), strict=True):
+            if not title.astext():
+                column["stub"] = 1
     rows = [row for body in table.findall(nodes.tbody) for row in body]
     for column in zip(*rows, strict=True):
         texts = [entry.astext().strip() for entry in column if entry.astext().strip()]
