@@ -50,7 +50,9 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                     branch = branch.setdefault(folder, {})
                 branch[name] = file.get_tensor(key)
             return tree, json.loads(file.metadata()["header"])
-    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+    except (SafetensorError, TypeError, KeyError, ValueError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         raise ValueError(
             f"{path} is no file that vaelib wrote, or only a part of one ({error}); "
             "delete it, or name another"

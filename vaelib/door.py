@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 BATCH = 2**22  # numbers: what measures a whole data set looks at so many at a time
-ENCODE = "encode them first, as scikit-learn's OneHotEncoder or pandas.get_dummies do"
+ENCODE = (
+    "turn numbers in quotes into numbers by astype(float), and encode what stands for a kind, as "
+    "scikit-learn's OneHotEncoder or pandas.get_dummies do"
+)
 
 
 def whole(name: str, value: Any, least: float = 1) -> int:
@@ -36,9 +39,10 @@ def whole(name: str, value: Any, least: float = 1) -> int:
 
 
 def slices(x: Tensor, at_least: int = 1) -> Iterator[slice]:
-    """Rows of x, (N, …), in batches of some four million numbers, or of so many rows."""
-    size = max(at_least, BATCH // max(1, x[:1].numel()))
-    return (slice(start, start + size) for start in range(0, len(x), size))
+    """Rows of x, (N, …), in batches of up to four million numbers, or up to so many rows."""
+    n, size = len(x), max(at_least, BATCH // max(1, x[:1].numel()))
+    count = -(-n // size)  # of batches as equal as can be, so that none is a single row
+    return (slice(i * n // count, (i + 1) * n // count) for i in range(count))
 
 
 def as_tensor(
@@ -63,11 +67,11 @@ def as_tensor(
     if like is None:
         like = x if isinstance(x, Tensor) and x.is_floating_point() else torch.empty(0)
     if not isinstance(x, Tensor):
-        numbers = _numbers(x, name)
-        _warn_where_merged(numbers, like.dtype, name)
-        stays = numbers.dtype == np.uint8
+        rows = numbers(x, name)
+        _warn_where_merged(rows, like.dtype, name)
+        stays = rows.dtype == np.uint8
         # A copy: torch can't share what is read-only, and what is shared could change later.
-        x = torch.from_numpy(np.array(numbers, dtype=None if stays else np.float64))
+        x = torch.from_numpy(np.array(rows, dtype=None if stays else np.float64))
     elif x.layout != torch.strided or x.is_complex():
         kind = "sparse" if x.layout != torch.strided else "complex"
         remedy = "x.to_dense()" if kind == "sparse" else "real numbers, such as x.abs()"
@@ -90,8 +94,21 @@ def as_tensor(
     return x.to(like.device, torch.uint8 if keep else like.dtype)
 
 
-def _numbers(x: Any, name: str) -> np.ndarray:
-    """What is not a tensor, as an array of bytes, whole numbers or floats."""
+def numbers(x: Any, name: str) -> np.ndarray:
+    """What people hand in as an array of bytes, whole numbers or floats; NaN where it is missing.
+
+    Raises:
+        TypeError, ValueError: as `as_tensor` does.
+    """
+    if isinstance(x, Tensor):
+        return x.detach().cpu().numpy()
+    if hasattr(x, "columns") and (hasattr(x, "items") or hasattr(x, "iter_columns")):
+        # One by one: as a whole, a frame of several types is an array of objects.
+        columns = (
+            x.items() if hasattr(x, "items") else zip(x.columns, x.iter_columns(), strict=True)
+        )
+        arrays = [_array(np.asarray(each), f"column {key!r} of {name}") for key, each in frame]
+        return np.stack(arrays, 1) if arrays else np.empty((len(x), 0))
     if hasattr(x, "toarray"):
         raise TypeError(f"{name} is a sparse {type(x).__name__}; pass {name}.toarray()")
     if hasattr(x, "feature_names") or (hasattr(x, "target") and hasattr(x, "data")):
@@ -104,15 +121,10 @@ def _numbers(x: Any, name: str) -> np.ndarray:
             f"{name} is a {type(x).__name__}; pass the data themselves: a tensor, a numpy array, a "
             "frame of numbers, or a list of rows"
         )
-    if hasattr(x, "columns") and (hasattr(x, "items") or hasattr(x, "iter_columns")):
-        # One by one: as a whole, a frame of several types is an array of objects.
-        columns = (
-            x.items() if hasattr(x, "items") else zip(x.columns, x.iter_columns(), strict=True)
-        )
-        arrays = [_array(np.asarray(each), f"column {key!r} of {name}") for key, each in columns]
-        return np.stack(arrays, 1) if arrays else np.empty((len(x), 0))
     if isinstance(x, list | tuple) and x and isinstance(x[0], Tensor):
-        x = torch.stack([*x]).detach().cpu()
+        if x[0].ndim > 1:
+            raise TypeError(f"{name} is a list of tensors; pass one of them, such as {name}[0]")
+        x = [np.asarray(row.detach().cpu()) if isinstance(row, Tensor) else row for row in x]
     if isinstance(x, np.ma.MaskedArray):
         x = np.ma.filled(x.astype(float), np.nan)
     try:
@@ -125,9 +137,10 @@ def _array(values: np.ndarray, name: str) -> np.ndarray:
     """An array of numbers, from one that may hold them as objects."""
     if values.dtype.kind in "biuf":
         return values
-    if values.dtype.kind in "mM":
+    first = values.flat[0] if values.dtype.kind == "O" and values.size else None
+    if values.dtype.kind in "mM" or hasattr(first, "year") or hasattr(first, "utcoffset"):
         raise TypeError(
-            f"{name} holds dates; pass numbers, such as the days since the first: "
+            f"{name} holds dates or times; pass numbers, such as the days since the first: "
             "(dates - dates.min()) / numpy.timedelta64(1, 'D')"
         )
     if values.dtype.kind != "O":
@@ -150,12 +163,9 @@ def _warn_where_merged(x: np.ndarray, dtype: torch.dtype, name: str) -> None:
         return
     for i, column in enumerate(x.T.astype(np.float64, copy=False)):
         column = column[np.isfinite(column)]
-        # Sorting takes time, so only where the steps of float32 are coarse for this column.
-        step = np.spacing(np.abs(column).max(initial=0).astype(np.float32))
-        if len(column) == 0 or np.ptp(column) > 1e4 * step:
-            continue
+        column = column[:10_000]  # sorting takes time
         before, after = len(np.unique(column)), len(np.unique(column.astype(np.float32)))
-        if after < before:
+        if after < 0.99 * before:  # measurements of more digits than seven coincide now and then
             warnings.warn(
                 f"column {i} of {name} has {before} values, of which {after} are left in float32, "
                 "which holds seven digits; subtract the column's mean first, in float64",

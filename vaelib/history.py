@@ -22,7 +22,7 @@ class Reports:
         self.last: Arrays = {name: values[-1] for name, values in self.kept.items()}
 
     def __len__(self) -> int:
-        return len(self.new) + len(self.kept.get("step", ()))
+        return len(self.new) + len(next(iter(self.kept.values()), ()))
 
     def add(self, report: Arrays) -> None:
         """Takes in one more."""

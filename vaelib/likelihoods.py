@@ -207,8 +207,9 @@ class Categorical(Likelihood):
         bad = ((x == 1).sum(-1) != 1) | ((x != 0).sum(-1) != 1)
         if bad.any():
             row = int(bad.nonzero()[0])
+            found = str(x[row].tolist())[:60]  # there may be thousands of classes
             raise ValueError(
-                f"row {row} of x is {x[row].tolist()}, not a single 1 among zeros; {self.remedy}"
+                f"row {row} of x is {found}, not a single 1 among zeros; {self.remedy}"
             )
 
     def forward(self, decoded: Tensor) -> distributions.OneHotCategorical:

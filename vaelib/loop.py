@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from vaelib.settings import differences, settings
 from vaelib.watch import Watch
 
 KIND = "a run of vaelib, 2"  # what a checkpoint says that it is, and in which form
+STEP = "step of the report"  # among its terms
 HELD_OUT = "held out "  # before a term's name, where it is of held-out rows
 SAVED_EVERY = 5.0  # seconds, so that checkpoints cost a fast run little
 
@@ -49,7 +50,7 @@ class Plan:
     ) -> None:
         self.steps, self.batch_size = whole("steps", steps), whole("batch_size", batch_size)
         self.seeds = [whole("seed", seed, least=-math.inf) for seed in seeds]
-        self.lr = float(lr)
+        self.lr = float(lr) if isinstance(lr, SupportsFloat) else math.nan
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr is {lr}; pass a positive number, such as 1e-3")
         self.patience = None if patience is None else whole("patience", patience)
@@ -140,7 +141,6 @@ class Loop:
             print(f"stopped at step {self.step} of {plan.steps}; what was learned so far is kept")
         if not self.reports and self.pending:
             self._report()  # so that an interrupt before the first leaves something
-        self.watch.restore(self.state)
         return self._history(interrupted=stopped)
 
     def _take(self, *batch: Tensor) -> dict[str, Tensor]:
@@ -169,7 +169,7 @@ class Loop:
             report |= {HELD_OUT + name: value for name, value in held_out.items()}
         for values in report.values():
             values[ended] = np.nan  # what a seed does after its end is none of its history
-        self.reports.add({"step": np.array(self.step), **report})
+        self.reports.add({**report, STEP: np.array(self.step)})
 
     def _postfix(self) -> dict[str, str]:
         shown = {"loss": "loss", "held_out": f"{HELD_OUT}loss"}
@@ -178,7 +178,7 @@ class Loop:
 
     def _history(self, interrupted: bool) -> History:
         arrays = dict(self.reports.stacked())
-        steps = arrays.pop("step", np.zeros(0, int))
+        steps = arrays.pop(STEP, np.zeros(0, int))
         # Of several seeds, those come first.
         terms = {n: np.moveaxis(v, 0, self.sampler.axis) for n, v in arrays.items()}
         held_out = {
@@ -238,7 +238,10 @@ class Loop:
         self.watch.load(tree, device)
         self.behind = header["behind"]
         if self.done or self.step == steps:
-            print(f"{path} holds this run, ended at step {self.step}: nothing is left to train")
+            why = ", by patience or on_report; to go on, name no checkpoint" if self.done else ""
+            print(
+                f"{path} holds this run, ended at step {self.step}{why}: nothing is left to train"
+            )
         return header["report_every"]
 
     def _refuse_another(
@@ -252,12 +255,12 @@ class Loop:
             if not different and not torch.equal(tree["state"][name], self.buffers[name].cpu()):
                 old, new = (settings(each[name]) for each in (tree["state"], self.buffers))
                 different += differences(old, new, name)
-        # Either the model is as it was before the run, or it is where the run has brought it.
-        starts = header["behind"], [n + header["step"] for n in header["behind"]]
-        if not different and self.behind not in starts:
-            different = [
-                f"steps that the model was trained before: {starts[0]}, here {self.behind}"
-            ]
+        # The model is as it was before the run, or as far as the run may have brought it.
+        starts = header["behind"]
+        ends = [n + max(steps, header["step"]) for n in starts]
+        inside = [a <= n <= b for a, n, b in zip(starts, self.behind, ends, strict=True)]
+        if not different and not all(inside):
+            different = [f"steps that the model was trained before: {starts}, here {self.behind}"]
         if different:
             more = f"; and {len(different) - 5} more" if len(different) > 5 else ""
             raise ValueError(

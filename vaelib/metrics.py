@@ -55,7 +55,14 @@ def active_units(model: VAE, x: Any, threshold: float = 0.01) -> Tensor:
         bool (d,); its sum is the number of active units.
     """
     with _evaluating(model):
-        return _encoded(model, model.admit(x)).mu.var(0) > threshold
+        mu = _encoded(model, model.admit(x)).mu
+        if len(mu) < 2 or not mu.isfinite().all():
+            raise ValueError(
+                f"the codes of {len(mu)} rows have no variance"
+                if len(mu) < 2
+                else "the model's codes are not finite: it diverged in training; lower lr"
+            )
+        return mu.var(0) > threshold
 
 
 def iwae_bound(
@@ -115,12 +122,15 @@ def beta_eff(model: VAE, objective: Objective, x: Any) -> float:
     Returns:
         In squared units of x. 0 where the objective has no KL.
     """
+    if not isinstance(objective, Objective):
+        raise TypeError(f"the objective is {objective!r}; pass an instance, such as ELBO()")
     x = model.admit(x)
     parts = [_fits(model, objective, x[part]) for part in slices(x)]
     (reconstruction, of_sse), (regulariser, of_kl) = torch.stack(parts).sum(0).tolist()
     return (regulariser / of_kl) / (reconstruction / of_sse)
 
 
+@torch.enable_grad()
 def _fits(model: VAE, objective: Objective, x: Tensor) -> Tensor:
     """Products of gradients over a batch, (2, 2): the loss's with a term's, and that with itself.
 
@@ -154,11 +164,12 @@ def _fits(model: VAE, objective: Objective, x: Tensor) -> Tensor:
         objective.train(modes[1])
     mean = model.likelihood(decoded[0]).mean
     half_sse = 0.5 * (x - mean).square().flatten(1).sum(1).mean()
-    kl = gaussian_kl(torch.zeros_like(log_variances[0]), log_variances[0]).sum(1).mean()
+    logvar = log_variances[0] * model.open  # a closed latent's KL is 0, whatever the encoder says
+    kl = gaussian_kl(torch.zeros_like(logvar), logvar).sum(1).mean()
     products = []
     for term, at in ((half_sse, decoded[0]), (kl, log_variances[0])):
         of_term = torch.autograd.grad(term, at)[0]
-        of_loss = torch.autograd.grad(loss, at, retain_graph=True)[0]
+        of_loss = torch.autograd.grad(loss, at, retain_graph=True, materialize_grads=True)[0]
         products.append(torch.stack([(of_loss * of_term).sum(), of_term.square().sum()]))
     # Each is a mean over the batch, so their products are len(x)² times too small.
     return torch.stack(products).double() * len(x) ** 2

@@ -47,7 +47,7 @@ class Narrowing(SetsSigma):
         ValueError: tau, push or highest is not positive.
     """
 
-    comparable = False
+    learns, comparable = True, False
     push: Tensor
     gates: Gates | None
 

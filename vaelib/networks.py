@@ -103,7 +103,7 @@ def _refuse_width(z: Tensor, width: int) -> None:
         )
 
 
-def refuse_shape(x: Tensor, shape: tuple[int, ...]) -> None:
+def refuse_shape(x: Tensor, shape: tuple[int, ...], name: str = "x") -> None:
     """Refuses a batch whose samples have not the shape that a network was built for.
 
     Args:
@@ -117,7 +117,7 @@ def refuse_shape(x: Tensor, shape: tuple[int, ...]) -> None:
         return
     if len(shape) == 1 and x.ndim == 2:
         raise ValueError(
-            f"x has {x.shape[1]} columns, the network was built for {shape[0]}; "
+            f"{name} has {x.shape[1]} columns, the network was built for {shape[0]}; "
             f"build it with n_features={x.shape[1]}"
         )
     given, size = tuple(x.shape), math.prod(shape)
@@ -138,7 +138,7 @@ def refuse_shape(x: Tensor, shape: tuple[int, ...]) -> None:
         remedy = f"pass x.reshape(-1, {wanted[4:]}"
     else:
         remedy = "reshape x, or build it with image_size and channels that fit"
-    raise ValueError(f"x has shape {given}, the network was built for {wanted}; {remedy}")
+    raise ValueError(f"{name} has shape {given}, the network was built for {wanted}; {remedy}")
 
 
 @remembered

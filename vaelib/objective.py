@@ -15,12 +15,17 @@ from vaelib.vae import VAE
 class Objective(Remembers, nn.Module):
     """Base of all objectives: says which noise a step needs, so that it can be handed in.
 
+    One that learns, as `LearnedGamma` does, is for one model.
+
     Attributes:
+        learns: whether it holds what it has learned from its model.
         comparable: whether the losses of two steps can be compared, as early stopping has to. Not
             where a multiplier moves.
     """
 
+    learns = False
     comparable = True
+    _used = False  # by `fit`, for a model
 
     def __call__(self, model: VAE, x: Any, *noise: Tensor, **named: Tensor) -> dict[str, Tensor]:
         """The terms of a batch, "loss" among them; x goes through the model's door."""
@@ -47,6 +52,12 @@ class Objective(Remembers, nn.Module):
 
 class SetsSigma(Objective):
     """An objective that chooses the σ of the model's Gaussian and writes it there in training."""
+
+    def __call__(self, model: VAE, x: Any, *noise: Tensor, **named: Tensor) -> dict[str, Tensor]:
+        """The terms of a batch; in a loop of one's own, refuses a model as `begin` does."""
+        if model.validate_args:
+            SetsSigma.begin(self, model, 0)
+        return super().__call__(model, x, *noise, **named)
 
     def begin(self, model: VAE, steps: int) -> None:
         """Refuses a model whose σ is not one number that is free to be set.

@@ -105,6 +105,8 @@ class LearnedGamma(_DecoderVariance):
     Their code calls this standard deviation γ, as we do; their paper calls the variance so.
     """
 
+    learns = True
+
     def __init__(self) -> None:
         super().__init__()
         self.log_gamma = nn.Parameter(torch.zeros(()))
@@ -126,6 +128,7 @@ class ComputedGamma(_DecoderVariance):
         ValueError: momentum lies outside [0, 1).
     """
 
+    learns = True
     mse: Tensor
 
     def __init__(self, momentum: float = 0.99) -> None:

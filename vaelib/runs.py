@@ -8,11 +8,10 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vaelib.door import slices
+from vaelib.door import numbers, slices
 from vaelib.history import History
 from vaelib.loop import Loop, Plan
 from vaelib.objective import Objective
@@ -59,11 +58,13 @@ def admitted(pair: Pair, x: Any, weights: Any, held_out: Any, plan: Plan) -> Dat
             "batch_size is 1, and batch norm needs two samples to compare; pass more, or build the "
             "networks with batch_norm=False"
         )
-    x = model.admit(x, bytes_stay=True)
-    held_out = None if held_out is None else model.admit(held_out)
+    if not any(parameter.requires_grad for parameter in pair.parameters()):
+        raise ValueError("all weights of the model are frozen; leave some with requires_grad=True")
+    x = model.admit(x, bytes_stay=True).detach()
+    held_out = None if held_out is None else model.admit(held_out, name="held_out").detach()
     if weights is None:
         return Data(x, None, held_out)
-    shares = torch.as_tensor(np.asarray(weights), dtype=torch.float64, device=x.device)
+    shares = torch.as_tensor(numbers(weights, "weights"), dtype=torch.float64).to(x.device)
     if shares.shape != x.shape[:1]:
         shape = tuple(shares.shape)
         raise ValueError(f"weights has shape {shape}; pass one number for each of {len(x)} rows")
@@ -71,7 +72,19 @@ def admitted(pair: Pair, x: Any, weights: Any, held_out: Any, plan: Plan) -> Dat
     if bad.any() or not shares.any():
         found = shares[bad][0].item() if bad.any() else "0 for all rows"
         raise ValueError(f"weights are {found}; pass finite numbers, none below 0, not all 0")
-    return Data(x, shares, held_out)
+    return Data(x, shares / shares.max(), held_out)
+
+
+def _refuse_used(pair: Pair) -> None:
+    """Refuses an objective that has learned from another model, and one that diverged."""
+    name = type(pair.objective).__name__
+    if any(tensor.isnan().any() for tensor in pair.objective.state_dict().values()):
+        raise ValueError(f"{name} holds NaN from a run that diverged; make a new one")
+    if pair.objective.learns and pair.objective._used and not pair.model.steps_trained:
+        raise ValueError(
+            f"{name} has learned from another model already, and this one is new; make a new "
+            f"{name} for each model"
+        )
 
 
 @contextlib.contextmanager
@@ -80,10 +93,13 @@ def prepared(pairs: list[Pair], steps: int) -> Iterator[None]:
     before = [pair.model.validate_args for pair in pairs]
     try:
         for pair in pairs:
+            _refuse_used(pair)
             pair.objective.begin(pair.model, steps)
+            pair.objective._used = True
             pair.model.validate_args = False
             pair.train()
-        yield
+        with torch.enable_grad():
+            yield
         for pair in pairs:
             pair.objective.end(pair.model)
     finally:
@@ -128,6 +144,7 @@ def train(
     try:
         return loop.run()
     finally:
+        loop.watch.restore(loop.state)
         for pair, before in zip(pairs, loop.behind, strict=True):
             pair.model._steps_trained = before + loop.step
 
@@ -173,7 +190,10 @@ def _identity(
         "model": settings(pairs[0].model),
         "objective": objectives[0] if alike else objectives,
         **rows,
-        "parameters": {name: list(tensor.shape) for name, tensor in parameters.items()},
+        "parameters": {
+            name: {"shape": [*p.shape], "type": str(p.dtype), "trained": p.requires_grad}
+            for name, p in parameters.items()
+        },
         **{name: getattr(plan, name) for name in ("batch_size", "seeds", "lr", "patience")},
     }
     return json.loads(json.dumps(identity))

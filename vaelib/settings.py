@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
@@ -82,31 +83,58 @@ def name_of(thing: Any) -> str:
     return f"{thing.__module__}.{thing.__qualname__}"
 
 
-def settings(value: Any) -> Any:
+def settings(value: Any, depth: int = 6) -> Any:
     """All that tells one object from another before either is trained, as JSON can hold it.
 
     Of a module: the arguments it was made from, its plain public attributes, and those of its
-    parts. Not what training changes, such as weights.
+    parts. Not what training changes, such as weights. Of a function: its code, and what it has
+    taken from around it. So many levels down, types alone count.
     """
     if isinstance(value, nn.Module):
         maker, arguments = made(value)
         passing = "training", "validate_args"
-        plain = {k: v for k, v in vars(value).items() if k[0] != "_" and k not in passing}
+        plain = {k: v for k, v in attributes(value).items() if k not in passing}
         parts = {**plain, **dict(value.named_children())}
         all_of_it = {**arguments, **{k: v for k, v in parts.items() if k not in arguments}}
         return {"made by": maker, **{name: settings(each) for name, each in all_of_it.items()}}
     if isinstance(value, Tensor | np.ndarray):
         array = torch.as_tensor(value).detach().cpu()
         return array.tolist() if array.numel() <= 1000 else checksum(array)
-    if isinstance(value, Mapping):
-        return {str(k): settings(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [settings(each) for each in value]
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    return name_of(value if hasattr(value, "__qualname__") else type(value))
+    if depth == 0:
+        return name_of(type(value))
+    if isinstance(value, Mapping):
+        return {str(k): settings(v, depth - 1) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [settings(each, depth - 1) for each in value]
+    if isinstance(value, types.FunctionType):
+        code = value.__code__
+        constants = [c for c in code.co_consts if not isinstance(c, types.CodeType)]
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        text = f"{code.co_code.hex()} {code.co_names} {constants}"
+        around = [settings(each, depth - 1) for each in (value.__defaults__, cells)]
+        return {"made by": name_of(value), "code": zlib.crc32(text.encode()), "around": around}
+    if isinstance(value, functools.partial):
+        return settings([value.func, value.args, value.keywords], depth - 1)
+    if isinstance(value, type) or hasattr(value, "__qualname__"):
+        return name_of(value)
+    if vars_of := attributes(value):
+        return {"made by": name_of(type(value)), **settings(vars_of, depth - 1)}
+    return repr(sorted(value, key=repr) if isinstance(value, set | frozenset) else value)
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    """What an object holds in public, and what its class holds where that is one's own."""
+    own = [c for c in type(value).__mro__ if not c.__module__.startswith(("vaelib.", "torch."))]
+    found: dict[str, Any] = {}
+    for each in reversed(own):
+        held = vars(each).items()
+        found |= {k: v for k, v in held if not callable(v) and not hasattr(type(v), "__get__")}
+    found |= getattr(value, "__dict__", {})
+    return {name: each for name, each in found.items() if name[0] != "_"}
 
 
 def checksum(x: Tensor) -> dict[str, Any]:
@@ -125,7 +153,9 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
             differences(old.get(k), new.get(k), f"{name}.{k}" if name else str(k)) for k in keys
         ]
         return [line for part in parts for line in part]
-    return [] if old == new else [f"{name}: {_brief(old)} in the file, {_brief(new)} here"]
+    return (
+        [] if repr(old) == repr(new) else [f"{name}: {_brief(old)} in the file, {_brief(new)} here"]
+    )
 
 
 def _brief(value: Any) -> str:

@@ -20,6 +20,7 @@ from vaelib.history import History
 from vaelib.loop import Plan
 from vaelib.objective import Objective
 from vaelib.runs import Pair, Terms, admitted, prepared, train
+from vaelib.settings import attributes, name_of, settings
 from vaelib.vae import VAE
 
 
@@ -63,7 +64,8 @@ def fit(
         steps: length of the run, in batches.
         batch_size: samples a step, at most N.
         lr: Adam's learning rate.
-        seed: of the data's order and the noise. Not of the weights, which the model has already.
+        seed: of the data's order and the noise. Not of the weights, which the model has already,
+            nor of dropout, which draws from torch's own generator.
         weights: (N,), not negative: a row of weight 2 comes as often as two rows of weight 1.
         held_out: rows like x, (M, …), that are not trained on. Their terms are reported too.
         patience: end the run after so many reports without a lower held-out loss, and bring back
@@ -84,10 +86,14 @@ def fit(
     _refuse_kinds(model, objective)
     pair = Pair(model, objective.to(next(model.parameters()).device))
 
+    validate_args = model.validate_args
+
     def look(step: int) -> Any:
         pair.eval()
+        model.validate_args = validate_args  # whatever is asked there comes through the door
         with torch.no_grad():
             answer = on_report(step)  # type: ignore[misc]
+        model.validate_args = False
         pair.train()
         return answer
 
@@ -140,6 +146,8 @@ def fit_seeds(
 
     The other arguments, the errors and the interrupt are those of `fit`.
     """
+    if not hasattr(seeds, "__len__"):
+        raise TypeError(f"seeds is {seeds!r}; pass a sequence, such as range(5)")
     if len(seeds) == 0:
         raise ValueError("seeds is empty; pass at least one, e.g. seeds=range(20)")
     models = _made(make_model, seeds)
@@ -159,10 +167,12 @@ def fit_seeds(
         parameters, buffers = stack_module_state(pairs)
         template = copy.deepcopy(pairs[0]).to("meta")  # lends its code; the state is handed in
         forward = functools.partial(_stacked(template), (parameters, buffers))
-        history = train(pairs, data, plan, forward, template, parameters, buffers, stack=True)
-        for i, pair in enumerate(pairs):
-            state = {**parameters, **buffers}
-            pair.load_state_dict({name: t[i].detach() for name, t in state.items()})
+        try:
+            history = train(pairs, data, plan, forward, template, parameters, buffers, stack=True)
+        finally:
+            for i, pair in enumerate(pairs):
+                state = {**parameters, **buffers}
+                pair.load_state_dict({name: t[i].detach() for name, t in state.items()})
     return Runs(models, [pair.objective for pair in pairs], history)
 
 
@@ -204,12 +214,18 @@ def _made(make_model: Callable[[], VAE], seeds: Sequence[int]) -> list[VAE]:
             _refuse_kinds(models[-1], None)
     owners: dict[int, int] = {}
     for i, model in enumerate(models):
-        for parameter in model.parameters():
-            if owners.setdefault(id(parameter), i) != i:
+        for tensor in (*model.parameters(), *model.buffers()):
+            if owners.setdefault(id(tensor), i) != i:
                 raise ValueError(
-                    f"make_model gave models {owners[id(parameter)]} and {i} the same weights; "
+                    f"make_model gave models {owners[id(tensor)]} and {i} the same weights; "
                     "have it build new networks at each call, such as lambda: VAE(*mlp(13))"
                 )
+    for i, model in enumerate(models):
+        if _traits(model) != _traits(models[0]):
+            raise ValueError(
+                f"make_model built models 0 and {i} differently: {models[0]} and {model}; "
+                "train each kind by a call of its own"
+            )
     return models
 
 
@@ -235,15 +251,22 @@ def _refuse_different(objectives: list[Objective], n: int) -> None:
     if len(objectives) != n:
         raise ValueError(f"{len(objectives)} objectives for {n} seeds; pass one, or one for each")
 
-    def traits(objective: Objective) -> list[tuple[object, ...]]:
-        return [
-            (type(m), *sorted((k, v) for k, v in vars(m).items() if not k.startswith("_")))
-            for m in objective.modules()
-        ]
-
     for i, each in enumerate(objectives):
-        if traits(each) != traits(objectives[0]):
+        if _traits(each) != _traits(objectives[0]):
             raise ValueError(
                 f"objectives 0 and {i} are of different kinds: {objectives[0]} and {each}; "
                 "train each kind by a call of its own"
             )
+
+
+def _traits(module: nn.Module) -> list[Any]:
+    """All but the values of its tensors, of a module and its parts."""
+    passing = "training", "validate_args"
+    return [
+        *((n, [*t.shape], str(t.dtype)) for n, t in module.state_dict().items()),
+        *(
+            (name, settings({k: v for k, v in attributes(m).items() if k not in passing}))
+            for m in module.modules()
+            if (name := name_of(type(m)))
+        ),
+    ]

@@ -53,6 +53,12 @@ class Watch:
 
     def judge(self, loss: np.ndarray, step: int, state: dict[str, Tensor]) -> None:
         """Copies the state of each seed whose held-out loss is the lowest ever."""
+        if (lost := self.running & ~np.isfinite(loss)).any():
+            warnings.warn(
+                f"the held-out loss is {loss[lost].flat[0]} at step {step} for seed(s) "
+                f"{self._named(lost)}; scale held_out as x was",
+                stacklevel=2,
+            )
         better = self.running & (loss < self.lowest)
         self.lowest = np.where(better, loss, self.lowest)
         self.best = np.where(better, step, self.best)
