@@ -107,7 +107,7 @@ def numbers(x: Any, name: str) -> np.ndarray:
         columns = (
             x.items() if hasattr(x, "items") else zip(x.columns, x.iter_columns(), strict=True)
         )
-        arrays = [_array(np.asarray(each), f"column {key!r} of {name}") for key, each in frame]
+        arrays = [_array(np.asarray(each), f"column {key!r} of {name}") for key, each in columns]
         return np.stack(arrays, 1) if arrays else np.empty((len(x), 0))
     if hasattr(x, "toarray"):
         raise TypeError(f"{name} is a sparse {type(x).__name__}; pass {name}.toarray()")

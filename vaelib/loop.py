@@ -50,7 +50,8 @@ class Plan:
     ) -> None:
         self.steps, self.batch_size = whole("steps", steps), whole("batch_size", batch_size)
         self.seeds = [whole("seed", seed, least=-math.inf) for seed in seeds]
-        self.lr = float(lr) if isinstance(lr, SupportsFloat) else math.nan
+        given: Any = lr
+        self.lr = float(given) if isinstance(given, SupportsFloat) else math.nan
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr is {lr}; pass a positive number, such as 1e-3")
         self.patience = None if patience is None else whole("patience", patience)
@@ -238,7 +239,7 @@ class Loop:
         self.watch.load(tree, device)
         self.behind = header["behind"]
         if self.done or self.step == steps:
-            why = ", by patience or on_report; to go on, name no checkpoint" if self.done else ""
+            why = " by patience or on_report" if self.done else ""
             print(
                 f"{path} holds this run, ended at step {self.step}{why}: nothing is left to train"
             )
