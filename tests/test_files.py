@@ -27,7 +27,16 @@ from torch import nn
 
 import vaelib
 from vaelib import VAE, checkpoints, data
-from vaelib.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood, LogCosh, Mixed
+from vaelib.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    Likelihood,
+    LogCosh,
+    Mixed,
+    StudentT,
+    VaryingSigma,
+)
 from vaelib.networks import conv, mlp
 from vaelib.objectives import ELBO
 from vaelib.settings import settings
@@ -38,6 +47,7 @@ LIKELIHOODS = {
     "Gaussian, set": lambda: Gaussian(0.3),
     "Gaussian, a column": lambda: Gaussian(torch.linspace(0.1, 1.1, WIDTH)),
     "Gaussian, learned": lambda: Gaussian(torch.full((WIDTH,), 0.7), learn=True),
+    "StudentT": lambda: StudentT(0.5, learn=True, df=6.0),
     "Bernoulli": Bernoulli,
     "Categorical": Categorical,
     "LogCosh": lambda: LogCosh(2.5),
@@ -102,8 +112,14 @@ def test_a_loaded_model_is_the_saved_one(tmp_path, network, narrowed, likelihood
 
 
 def test_every_likelihood_is_among_those_tested():
-    kinds = {type(make()) for make in LIKELIHOODS.values()}
-    assert kinds == {c for c in Likelihood.__subclasses__() if c.__module__.startswith("vaelib.")}
+    """But for the one whose decoder has a last layer of one's own: there, load asks for a model."""
+
+    def kinds(base):
+        found = {c for c in base.__subclasses__() if c.__module__.startswith("vaelib.")}
+        return found.union(*map(kinds, found))
+
+    public = {each for each in kinds(Likelihood) if not each.__name__.startswith("_")}
+    assert {type(make()) for make in LIKELIHOODS.values()} == public - {VaryingSigma}
 
 
 def test_it_has_the_precision_and_the_memory_of_a_model_just_built(tmp_path):

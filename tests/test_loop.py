@@ -1,5 +1,6 @@
 """Checkpoints that cannot lie, and runs that go on or end."""
 
+import copy
 import time
 
 import numpy as np
@@ -70,7 +71,7 @@ def path(tmp_path):
 def test_a_checkpoint_of_other_settings_is_refused_by_name(path, before, after, named):
     def run(objective=None, model=None, network=None, x=X, seed=None, **changes):
         model = make(model, **(network or {}))
-        objective = objective or ELBO()
+        objective = copy.deepcopy(objective) if objective else ELBO()
         run = {**RUN, "checkpoint": path, "seed": seed or 0, **changes}
         return fit(model, objective, x, **run)
 
