@@ -551,3 +551,25 @@ def test_networks_that_cannot_be_stacked_are_refused_in_words(body):
     ):
         fit_seeds(own, ELBO(), X, seeds=[0, 1], **RUN)
     assert np.isfinite(fit(own(), ELBO(), X, **RUN)["loss"]).all()
+
+
+def test_an_objective_may_take_other_data_than_its_model():
+    """Numbers of rows, say, that it looks up: each seed on rows of its own."""
+
+    class Looks(ELBO):
+        def __init__(self, rows):
+            super().__init__()
+            self.register_buffer("rows", rows)
+
+        def admit(self, model, x, **how):
+            return x
+
+        def forward(self, model, x, eps=None):
+            return super().forward(model, self.rows[x[:, 0].long()], eps)
+
+    numbers = torch.arange(89.0)[:, None]
+    halves = [X[::2], X[1::2]]
+    runs = fit_seeds(make_model, [Looks(half) for half in halves], numbers, seeds=[0, 0], **RUN)
+    for i, half in enumerate(halves):
+        lone_run = lone(x=half)[1]
+        np.testing.assert_allclose(runs.history["loss"][i], lone_run["loss"], rtol=1e-4)

@@ -29,13 +29,20 @@ class Objective(Remembers, nn.Module):
 
     def __call__(self, model: VAE, x: Any, *noise: Tensor, **named: Tensor) -> dict[str, Tensor]:
         """The terms of a batch, "loss" among them; x goes through the model's door."""
-        terms = super().__call__(model, model.admit(x), *noise, **named)
+        terms = super().__call__(model, self.admit(model, x), *noise, **named)
         if not isinstance(terms, dict) or "loss" not in terms or terms["loss"].ndim:
             raise TypeError(
                 f"{type(self).__name__}.forward has to return a dict of terms, with a scalar under "
                 "'loss': the mean over the batch"
             )
         return terms
+
+    def admit(self, model: VAE, x: Any, **how: Any) -> Tensor:
+        """Data as a tensor for `forward`, by the model's door; `how` is for `VAE.admit`.
+
+        To be overridden where batches are not what the model takes, such as numbers of rows.
+        """
+        return model.admit(x, **how)
 
     def begin(self, model: VAE, steps: int) -> None:
         """Called by `fit` at the start of a run of so many steps; refuses a model that won't do."""

@@ -60,8 +60,9 @@ def admitted(pair: Pair, x: Any, weights: Any, held_out: Any, plan: Plan) -> Dat
         )
     if not any(parameter.requires_grad for parameter in pair.parameters()):
         raise ValueError("all weights of the model are frozen; leave some with requires_grad=True")
-    x = model.admit(x, bytes_stay=True).detach()
-    held_out = None if held_out is None else model.admit(held_out, name="held_out").detach()
+    x = objective.admit(model, x, bytes_stay=True).detach()
+    if held_out is not None:
+        held_out = objective.admit(model, held_out, name="held_out").detach()
     if weights is None:
         return Data(x, None, held_out)
     shares = torch.as_tensor(numbers(weights, "weights"), dtype=torch.float64).to(x.device)
