@@ -11,7 +11,7 @@ export OMP_NUM_THREADS := 1
 export IPYTHONDIR := $(CURDIR)/.venv/ipython
 export MPLCONFIGDIR := $(CURDIR)/.venv/matplotlib
 
-.PHONY: help test execute bench gpu repository clean $(parts)
+.PHONY: help test execute mutants bench gpu repository clean $(parts)
 
 help:
 	@echo "make book               render the book from its stored outputs; prints the file to open"
@@ -21,6 +21,7 @@ help:
 	@echo "  make pytest             tests of vaelib, of the notebooks and of the rendered pages"
 	@echo "  make nbval              every notebook still runs, cell by cell"
 	@echo "make execute            run all notebooks again, in place; NB=book/… for one of them"
+	@echo "make mutants            breaks formulas of vaelib one by one: which do its tests not notice?"
 	@echo "make bench              speed against the limit and against peers, some minutes on a quiet machine"
 	@echo "make gpu MINUTES=60     tests, benchmarks and long runs on an NVIDIA GPU; no .venv, PYTHON=… has torch"
 	@echo "make repository URL=…   set the repository's address wherever it stands"
@@ -41,7 +42,7 @@ book: .venv/.installed _build/.assets
 
 # Sphinx copies styles, scripts and logos only along with a page that changed, and keeps pages that
 # left the table of contents: when one of these changes, the build starts anew.
-_build/.assets: _toc.yml $(wildcard _static/* book/images/*)
+_build/.assets: _toc.yml $(wildcard _static/* book/images/* tools/book_*.py)
 	@rm -rf _build; mkdir _build; touch $@
 
 lint: .venv/.installed
@@ -77,6 +78,9 @@ test: .venv/.installed
 
 execute: .venv/.installed
 	@$(python) tools/execute.py $(NB)
+
+mutants: .venv/.installed
+	@$(python) tools/mutants.py $(NAMES)
 
 # The peers are no dependency of the book, and are installed on the way.
 bench: .venv/.installed

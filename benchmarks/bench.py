@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from vaelib import VAE, History, data, fit, fit_seeds, records, training
+from vaelib import VAE, History, data, fit, fit_seeds, loop, records
 from vaelib.graphs import graphed
 from vaelib.networks import conv, mlp
 from vaelib.objectives import ELBO, Narrowing
@@ -118,7 +118,7 @@ def ours(case: Case, device: str, objective: Callable[[], Any] = ELBO, eager: bo
 
     def run(steps: int) -> None:
         each = {"steps": steps, "batch_size": case.batch_size, "report_every": 100}
-        with mock.patch.object(training, "graphed", plain) if eager else nothing():
+        with mock.patch.object(loop, "graphed", plain) if eager else nothing():
             whole(fit(model, objective(), x, **each))
 
     return run

@@ -15,6 +15,13 @@ def test_what_is_saved_comes_back(tmp_path):
     assert torch.equal(loaded["e"], tree["e"])
 
 
+def test_others_may_read_it_as_they_may_any_file(tmp_path):
+    checkpoints.save(tmp_path / "run.safetensors", {"x": torch.zeros(1)}, {})
+    (tmp_path / "any").touch()
+    modes = {each.stat().st_mode for each in tmp_path.iterdir()}
+    assert len(modes) == 1 and len([*tmp_path.iterdir()]) == 2
+
+
 @pytest.mark.parametrize("fails", ["save_file", "replace"])
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, fails):
     """Whether the disk fills up while it writes, or the move into place is what fails."""

@@ -3,7 +3,7 @@ import torch
 from torch.distributions import Laplace, Normal, kl_divergence
 
 from vaelib.divergences import beta_divergence, gaussian_kl, imq, log_power_integral, mmd, rbf
-from vaelib.likelihoods import Bernoulli, Categorical, Gaussian, LogCosh, Mixed
+from vaelib.likelihoods import Bernoulli, Categorical, Gaussian, LogCosh, Mixed, StudentT
 
 
 def test_closed_form_equals_torch():
@@ -123,6 +123,7 @@ KINDS = {
     "Gaussian": (Gaussian(0.7), NUMBERS),
     "Gaussian, one σ per column": (Gaussian(torch.tensor([0.3, 1.0, 2.0])), NUMBERS),
     "LogCosh": (LogCosh(2.0), NUMBERS),
+    "Student's t": (StudentT(0.7), NUMBERS),
     "Bernoulli": (Bernoulli(), BITS),
     "Categorical": (Categorical(), CODES),
     "Mixed": (
@@ -181,7 +182,7 @@ def test_beta_divergence_is_its_formula_in_every_column():
 def test_log_power_integral_equals_quadrature_and_enumeration(power):
     x = torch.linspace(-60, 60, 240_001, dtype=torch.float64)
     power = torch.tensor(power, dtype=torch.float64)
-    for likelihood in (Gaussian(0.7), LogCosh(0.5), LogCosh(3.0)):
+    for likelihood in (Gaussian(0.7), LogCosh(0.5), LogCosh(3.0), StudentT(0.7, df=30.0)):
         column = likelihood.double()(torch.zeros(len(x), 1, dtype=torch.float64)).base_dist
         density = column.log_prob(x[:, None])[:, 0].exp()
         integral = torch.trapezoid(density**power, x)

@@ -280,6 +280,17 @@ def test_logits_beyond_a_bound_are_brought_back_in_training_alone():
     assert module.phi.requires_grad
 
 
+def test_a_logit_beyond_a_bound_is_brought_back_before_the_draw():
+    """So that even a gate which a step took far out is drawn the other way as often as promised."""
+    module = Gates(2, bounds=(-2.0, 3.0))
+    bounded = torch.tensor([-2.0, 3.0])
+    module.phi.data = torch.tensor([-100.0, 100.0])
+    u = torch.linspace(0.001, 0.999, 500)[:, None].expand(500, 2)
+    for found, expected in zip(module.draw(u), gates.draw(bounded, u), strict=True):
+        assert torch.equal(found, expected)
+        torch.testing.assert_close(found.mean(0), bounded.sigmoid(), rtol=0, atol=0.005)
+
+
 def train(module, optimizer, cost, steps, seed):
     """Each open gate costs 1, each closed one what the data lose without it."""
     g = generator(seed)

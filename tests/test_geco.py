@@ -140,6 +140,27 @@ def test_its_steps_by_hand():
     geco(torch.tensor([0.5, 0.5]))  # average (0.75·0.25·4 + 0.25·0.5)/(0.75·0.25 + 0.25) = 2
     assert geco.error == 2
     assert geco.log_lam.item() == pytest.approx(0.1 + 0.1 * 0 + 0.5 * (2 - 4) / 2)
+    assert geco.best == 2  # of the average, not of the batch
+
+    # Whatever the change, λ does not move by more than the limit, neither up nor down.
+    geco = Geco(2.0, alpha=0.0, limit=0.1, start=3.0)
+    course = [math.log(3)]
+    for error in (100.0, 0.0, 100.0):
+        geco(torch.full((4,), error))
+        course.append(geco.log_lam.item())
+    assert course == pytest.approx([math.log(3) + step for step in (0, 0.1, 0, 0.1)])
+
+
+@pytest.mark.parametrize("limit", [0.01, math.inf])
+@pytest.mark.parametrize(("error", "end"), [(0.0, 0.5), (1e3, 3.0)])
+def test_lambda_stays_between_its_bounds_and_leaves_them_as_soon_as_it_should(error, end, limit):
+    geco = Geco(2.0, alpha=0.0, damping=0.0, limit=limit, lowest=0.5, highest=3.0)
+    for _ in range(300):
+        geco(torch.full((4,), error))
+        assert 0.5 * (1 - 1e-6) <= geco.lam <= 3 * (1 + 1e-6)
+    assert geco.lam.item() == pytest.approx(end)
+    geco(torch.full((4,), 2.0 + (2.0 if error < 2 else -2.0)))  # nothing was stored up beyond
+    assert geco.lam.log().sub(math.log(end)).abs().item() == pytest.approx(0.01, rel=1e-3)
 
 
 def test_it_says_whether_the_target_is_met_and_how_near_it_ever_was():

@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from vaelib import VAE, data, fit, fit_seeds, graphs, metrics, sprites, training
+from vaelib import VAE, data, fit, fit_seeds, graphs, loop, metrics, sprites
 from vaelib.likelihoods import Bernoulli, Gaussian
 from vaelib.networks import conv, mlp
 from vaelib.objectives import ELBO, ComputedGamma, Narrowing
@@ -75,7 +75,7 @@ class OnTheDevice(unittest.TestCase):
         for name, (make, objective, x) in CASES.items():
             with self.subTest(name):
                 _, graph = run(make, objective, x())
-                with mock.patch.object(training, "graphed", lambda step, device: step):
+                with mock.patch.object(loop, "graphed", lambda step, device: step):
                     _, plain = run(make, objective, x())
                 for term in plain.terms:
                     np.testing.assert_allclose(graph[term], plain[term], rtol=1e-5, atol=1e-5)

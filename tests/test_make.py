@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -152,6 +153,42 @@ def test_a_build_is_never_stale_and_never_forgives_a_warning(installed: Path) ->
     assert "<!-- new -->" in (installed / "_build" / "html" / "_static" / "logo.svg").read_text()
 
 
+def test_what_leads_to_the_repository_is_there_once_it_has_an_address(installed: Path) -> None:
+    """Launch buttons, Colab links, canonical address, card and map: with the placeholder, none."""
+    page = Path("book/chapter.ipynb")
+    (installed / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/index\nparts:\n- chapters:\n  - file: book/chapter\n"
+    )
+    html, build = installed / "_build" / "html", installed / ".venv" / "bin" / "jupyter-book"
+    address = "https://ada.github.io/vaes/"
+    leads = {  # what the page says, and whether the placeholder's page says it too
+        "colab.research.google.com": False,
+        "mybinder.org": False,
+        f'rel="canonical" href="{address}book/chapter.html"': False,
+        f'property="og:image" content="{address}four_panels.png"': False,
+        'property="og:title" content="Why?"': True,
+        'name="description" content="Because it says in a sentence': True,
+    }
+    text = "Because it says in a sentence, long enough, what it is about."
+    for url in (repository.repository(installed)["url"], "https://github.com/ada/vaes"):
+        repository.change(url, installed)
+        title = f"# Why?\n\n{repository.colab_link(page, installed)}\n\n{text}"
+        metadata = {"kernelspec": {"display_name": "Python 3", "name": "python3"}}
+        notebook = new_notebook(cells=[new_markdown_cell(title)], metadata=metadata)
+        nbformat.write(notebook, installed / page)
+        # Not by make: pyproject.toml changed with the address, and make would install anew.
+        result = run(sys.executable, build, "build", "-W", "-n", ".", cwd=installed)
+        assert result.returncode == 0, result.stdout
+        written = (html / page).with_suffix(".html").read_text()
+        published = "ada" in url
+        for lead, always in leads.items():
+            assert (lead in written) == (published or always), lead
+        sitemap = html / "sitemap.xml"
+        assert sitemap.exists() == published
+    assert f"<loc>{address}book/chapter.html</loc>" in sitemap.read_text()
+    assert f'href="{address}book/index.html"' in (html / "404.html").read_text()
+
+
 def test_a_page_without_html_is_named(checkout: Path) -> None:
     script = (sys.executable, "tools/pages.py")
     result = run(*script, cwd=checkout)
@@ -189,6 +226,7 @@ def test_execute_writes_outputs_and_nothing_about_the_machine(installed: Path) -
     assert [cell.execution_count for cell in notebook.cells] == [1, 2]
     assert [cell.id for cell in notebook.cells] == ids
     assert all(cell.metadata == {} for cell in notebook.cells)
+    assert re.fullmatch(r"[0-9a-f]{16}", notebook.metadata.pop("made_with"))
     assert notebook.metadata == {
         "kernelspec": {
             "display_name": "Python 3 (ipykernel)",
@@ -227,6 +265,15 @@ def test_execute_names_the_cell_that_failed_and_leaves_the_file(installed: Path)
     result = run("make", "execute", "NB=book/none.ipynb", cwd=installed)
     assert result.returncode != 0
     assert "Not a notebook: book/none.ipynb" in result.stdout
+
+
+# --- make mutants ------------------------------------------------------------------------------
+
+
+def test_mutants_of_a_file_that_has_none_are_not_all_killed(installed: Path) -> None:
+    result = run("make", "mutants", "NAMES=plots", cwd=installed)
+    assert result.returncode != 0
+    assert "mutants.txt has no section plots" in result.stdout
 
 
 # --- make repository ---------------------------------------------------------------------------

@@ -42,6 +42,48 @@ def test_iwae_tightens_with_k_towards_log_px(linear_model):
     assert means[-1] > means[0] + 0.5 * (exact - means[0])
 
 
+def give_the_exact_posterior(model):
+    """N(w·(x - b)·s²/σ², s²) with 1/s² = 1 + ‖w‖²/σ²."""
+    w, b = model.decoder.output.weight[:, 0], model.decoder.output.bias
+    sigma2 = model.likelihood.sigma**2
+    variance = 1 / (1 + w @ w / sigma2)
+    head = model.encoder.mu_logvar
+    head.weight.data = torch.stack([variance * w / sigma2, torch.zeros_like(w)]).detach()
+    head.bias.data = torch.stack([-variance * (w @ b) / sigma2, variance.log()]).detach()
+
+
+@pytest.mark.parametrize("k", [1, 7])
+def test_iwae_is_log_px_for_any_noise_where_q_is_the_exact_posterior(k, linear_model):
+    """p(x|z)·p(z)/q(z|x) is p(x) then, at every z."""
+    give_the_exact_posterior(linear_model)
+    generator = torch.Generator().manual_seed(0)
+    x = 2 * torch.randn(50, 3, generator=generator, dtype=torch.float64)
+    eps = 2 * torch.randn(k, 50, 1, generator=generator, dtype=torch.float64)
+    bound = metrics.iwae_bound(linear_model, x, k, eps=eps)
+    torch.testing.assert_close(bound, log_px(linear_model, x), rtol=0, atol=1e-9)
+
+
+def test_iwae_comes_to_log_px_from_below_and_no_further(linear_model):
+    """Where q is somewhat wrong, at a K so large that the little it then lacks is no excuse."""
+    give_the_exact_posterior(linear_model)
+    linear_model.encoder.mu_logvar.bias.data += 0.3
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 3, generator=generator, dtype=torch.float64)
+    exact, runs = log_px(linear_model, x), 10
+
+    def gap(k):
+        bounds = torch.stack(
+            [metrics.iwae_bound(linear_model, x, k, generator=generator) for _ in range(runs)]
+        )
+        gaps = (exact - bounds).mean(1)
+        return gaps.mean(), gaps.std() / math.sqrt(runs)
+
+    (loose, _), (tight, error) = gap(1), gap(400)
+    assert loose > 0.03
+    assert error < 1e-3
+    assert -4 * error < tight < 1e-3 + 4 * error
+
+
 def test_iwae_at_k_1_is_the_elbo(linear_model):
     torch.manual_seed(1)
     x = torch.randn(400, 3, dtype=torch.float64)
@@ -63,7 +105,7 @@ def test_iwae_follows_the_noise_handed_in(linear_model):
     assert not torch.equal(a, b)
     with pytest.raises(ValueError, match=r"\(8, 5, 2\), needed is .*\(8, 5, 1\)"):
         metrics.iwae_bound(linear_model, x, 8, eps=torch.zeros(8, 5, 2))
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="n_samples is 0"):
         metrics.iwae_bound(linear_model, x, 0)
 
 
@@ -76,6 +118,16 @@ def test_active_units_are_those_whose_mean_moves():
     x = torch.randn(500, 3)
     assert metrics.active_units(model, x).tolist() == [True, False]
     assert metrics.active_units(model, x, threshold=0.001).tolist() == [True, True]
+
+
+def test_where_a_mean_lies_makes_no_unit_active():
+    model = VAE(*mlp(3, hidden=(), n_latents=2)).double()
+    torch.nn.init.zeros_(model.encoder.mu_logvar.weight)
+    model.encoder.mu_logvar.bias.data = torch.tensor([3.0, 0.0, 0.0, -4.0], dtype=torch.float64)
+    x = torch.randn(50, 3, dtype=torch.float64)
+    assert not metrics.active_units(model, x).any()
+    model.encoder.mu_logvar.weight.data[3, 0] = 1.0  # nor does a log-variance that moves
+    assert not metrics.active_units(model, x).any()
 
 
 def test_metrics_leave_the_model_as_it_was():

@@ -74,6 +74,25 @@ def test_narrowing_is_its_formula_in_nats_per_sample(met, model, batch):
     assert geco.met == met
 
 
+@pytest.mark.parametrize("of_average", [0.3, 0.8, 1.25, 3.0])
+@pytest.mark.parametrize("of_batch", [0.5, 2.0])
+@pytest.mark.parametrize("of_best", [0.1, 1.5])
+def test_the_push_goes_by_the_moving_average_alone(of_average, of_batch, of_best, model, batch):
+    """Not by this batch's error, nor by what it was at its best. All three in parts of τ."""
+    sse, kl, b = by_hand(model, begun(model, 1.0), *batch)
+    objective = begun(model, sse(b).mean().item() / of_batch, push=0.25)
+    geco = objective.geco
+    geco.log_lam.fill_(0.5)
+    geco.weight.fill_(1.0)
+    geco.total.copy_(of_average * geco.tau)
+    geco.best.copy_(of_best * geco.tau)
+    lam, tau = geco.lam.item(), geco.tau.item()
+    plain = kl(b).mean() + lam * (sse(b).mean() - tau)
+    push = objective(model, *batch)["loss"] - plain
+    expected = lam * 0.25 * tau * objective.gates.probabilities.sum() * (of_average < 1)
+    torch.testing.assert_close(push, expected)
+
+
 @pytest.mark.parametrize("met", [True, False])
 def test_the_gates_learn_by_disarm_from_each_sample_s_own_f(met, model, batch):
     """F = λ·SSE + masked KL, at the very λ that the loss uses; the push has its gradient beside."""
@@ -99,6 +118,18 @@ def test_the_weights_learn_from_the_drawn_gates_alone(model, batch):
     objective(model, *batch)["loss"].backward()
     for (name, weight), grad in zip(model.named_parameters(), expected, strict=True):
         torch.testing.assert_close(weight.grad, grad, msg=name)
+
+
+def test_a_latent_that_the_model_has_closed_goes_on_learning(model, batch):
+    """Else no gate would ever open again: what the objective sees is all latents."""
+    losses, gradients = [], []
+    for opened in (1.0, 0.0):
+        model.open.fill_(opened)
+        losses.append(begun(model, 5.0)(model, *batch)["loss"])
+        gradients.append(torch.autograd.grad(losses[-1], [*model.encoder.parameters()]))
+    assert losses[0] == losses[1]
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_only_the_first_of_the_two_decoder_passes_keeps_a_graph(model, batch):
@@ -381,5 +412,6 @@ def test_nothing_in_a_step_waits_for_the_device():
     """A tensor on the meta device has no values: to read one, or to branch on it, raises."""
     model, objective = wine_model().to("meta"), Narrowing(5.0).to("meta")
     objective.begin(model, 10)
+    model.validate_args = False  # as in fit, which looks at the whole data before
     terms = objective(model, torch.ones(8, 13, device="meta"))
     assert all(value.is_meta for value in terms.values())

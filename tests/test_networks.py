@@ -169,10 +169,14 @@ def test_sizes_that_cannot_work_are_refused():
 
 def test_images_of_another_shape_are_refused_with_the_remedy():
     encoder, decoder = conv((28, 32))
-    for shape in [(5, 1, 32, 28), (5, 3, 28, 32), (5, 28, 32), (5, 896)]:
-        with pytest.raises(
-            ValueError, match=r"was built for \(B, 1, 28, 32\); reshape x, or build"
-        ):
+    remedies = {
+        (5, 1, 32, 28): "reshape x, or build it with image_size",
+        (5, 3, 28, 32): "reshape x, or build it with image_size",
+        (5, 28, 32): r"pass x\.reshape\(-1, 1, 28, 32\)",
+        (5, 896): r"pass x\.reshape\(-1, 1, 28, 32\)",
+    }
+    for shape, remedy in remedies.items():
+        with pytest.raises(ValueError, match=rf"was built for \(B, 1, 28, 32\); {remedy}"):
             encoder(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"z has 3 columns.*10.*n_latents=3"):
         decoder(torch.zeros(5, 3))

@@ -1,12 +1,14 @@
 import pytest
 import torch
 from torch.distributions import Normal
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from vaelib import VAE, fit, fit_seeds
 from vaelib.divergences import beta_divergence, mmd, rbf
 from vaelib.likelihoods import Bernoulli, Gaussian
 from vaelib.networks import mlp
 from vaelib.objectives import ELBO, ComputedGamma, InfoVAE, LearnedGamma, OptimalSigma, Robust
+from vaelib.schedules import FreeBits
 
 
 @pytest.fixture
@@ -67,6 +69,50 @@ def test_a_negative_beta_is_refused():
             ELBO(beta)
 
 
+SMOOTH = {
+    "ELBO": lambda: ELBO(2.0),
+    "ELBO with free bits": lambda: ELBO(2.0, FreeBits(0.1)),
+    "learned γ": LearnedGamma,
+    "optimal σ": OptimalSigma,
+    "optimal σ near its floor": lambda: OptimalSigma(lowest=0.0),
+    "InfoVAE": lambda: InfoVAE(0.3, 10.0),
+    "InfoVAE without KL": lambda: InfoVAE(1.0, 100.0),
+    "robust": lambda: Robust(0.3),
+}
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder", "objective"])
+@pytest.mark.parametrize("kind", SMOOTH)
+def test_the_gradient_is_the_slope_of_the_loss(kind, part, batch, prior):
+    """In all weights there are: a term that is cut off from some of them shows."""
+    torch.manual_seed(0)
+    model, objective = VAE(*mlp(13, n_latents=3, activation="silu")).double().eval(), SMOOTH[kind]()
+    noise = [batch[1], prior] if isinstance(objective, InfoVAE) else batch[1:]
+    whole = {"encoder": model.encoder, "decoder": model.decoder, "objective": objective.double()}
+    weights = [*whole[part].parameters()]
+    if not weights:
+        return  # most objectives have none
+    start = parameters_to_vector(weights).detach()
+    way = torch.randn(len(start), dtype=torch.float64)
+
+    def loss_at(step):
+        vector_to_parameters(start + step * way, weights)
+        return objective(model, batch[0], *noise)["loss"]
+
+    slope = (loss_at(1e-6) - loss_at(-1e-6)).item() / 2e-6
+    gradient = parameters_to_vector(torch.autograd.grad(loss_at(0.0), weights))
+    assert abs(slope) > 1e-2
+    assert (gradient @ way).item() == pytest.approx(slope, rel=1e-5)
+
+
+def test_a_mismatch_with_the_prior_pulls_at_the_encoder_and_not_at_the_decoder(model, batch, prior):
+    mismatch = InfoVAE(1.0, 10.0).double()(model, *batch, prior + 1)["mmd"]
+    mismatch.backward()
+    for row in model.encoder.mu_logvar.weight.grad:  # each mean and each log-variance
+        assert row.abs().max() > 1e-6
+    assert all(weight.grad is None for weight in model.decoder.parameters())
+
+
 def test_noise_is_what_the_forward_pass_takes(model):
     generator = torch.Generator().manual_seed(3)
     (eps,) = ELBO().noise(model, 7, generator)
@@ -114,13 +160,34 @@ def test_optimal_sigma_has_a_floor_and_a_gradient_at_no_error_at_all(model):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_optimal_sigma_s_gradient_is_that_of_the_sigma_held_fixed(model, batch):
-    x, eps = batch
-    OptimalSigma(lowest=-20)(model, x, eps)["loss"].backward()
-    through = model.decoder.output.weight.grad.clone()
-    model.zero_grad()
-    ELBO()(model, x, eps)["loss"].backward()  # σ is the likelihood's by now
-    torch.testing.assert_close(model.decoder.output.weight.grad, through)
+def test_the_floor_of_optimal_sigma_is_soft():
+    """Below it, too, a smaller error gives a smaller σ: only so has the error a pull left there."""
+    above = torch.linspace(-5, 5, 101, dtype=torch.float64).requires_grad_()
+    log_sigma = OptimalSigma(lowest=-2.0).log_sigma((2 * (above - 2)).exp())
+    assert (log_sigma > -2).all()
+    assert (log_sigma.diff() > 0).all()
+    (slope,) = torch.autograd.grad(log_sigma.sum(), above)
+    assert slope.min() > 0 and slope.max() < 1
+    assert slope[50].item() == pytest.approx(0.5, abs=1e-6)  # at the floor itself, on either side
+    torch.testing.assert_close(log_sigma[-1] + 2, above[-1], rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", [ComputedGamma, lambda: OptimalSigma(lowest=-20)])
+def test_the_weights_learn_as_if_sigma_were_fixed(kind, model, batch):
+    """A computed σ has no gradient, and that of the optimal one comes to nothing at its optimum."""
+    x, eps = 0.5 * batch[0], batch[1]
+    objective = kind().double()
+    for _ in range(2):  # nor does the average hold on to the first step's graph
+        model.zero_grad()
+        terms = objective(model, x, eps)
+        terms["loss"].backward()
+        through = [weight.grad.clone() for weight in model.parameters()]
+        model.zero_grad()
+        ELBO()(model, x, eps)["loss"].backward()  # σ is the likelihood's by now
+        for weight, grad in zip(model.parameters(), through, strict=True):
+            torch.testing.assert_close(weight.grad, grad)
+    if isinstance(objective, ComputedGamma):
+        assert not terms["sigma"].requires_grad and not objective.mse.requires_grad
 
 
 def test_computed_gamma_is_a_moving_average_that_only_falls(model, batch):
@@ -274,3 +341,15 @@ def test_robust_learns_the_sigma_of_the_clean_rows_and_the_elbo_does_not():
 
     torch.testing.assert_close(train(Robust(0.5)), clean, rtol=0.15, atol=0)
     assert (train(ELBO()) > 2 * clean).all()
+
+
+@pytest.mark.parametrize(
+    "terms", [torch.tensor(1.0), {"elbo": torch.tensor(1.0)}, {"loss": torch.ones(8)}]
+)
+def test_an_objective_of_ones_own_that_returns_something_else_is_told(terms):
+    class Own(ELBO):
+        def forward(self, model, x, eps=None):
+            return terms
+
+    with pytest.raises(TypeError, match=r"Own.forward has to return a dict.*scalar under 'loss'"):
+        Own()(VAE(*mlp(13)), torch.zeros(8, 13))

@@ -155,14 +155,14 @@ def test_bad_arguments_are_refused(make, message):
 @pytest.mark.parametrize(
     "schedule", [Warmup(steps=4), Cyclical(cycles=2, ramp=1.0, steps=4), Capacity(4.0, steps=4)]
 )
-def test_a_schedule_goes_on_in_training_mode_only(schedule):
+def test_a_schedule_goes_on_in_training_mode_and_is_at_its_end_in_eval_mode(schedule):
     expected = course(schedule, 4).tolist()
     schedule.begin(4)
     seen = []
     for _ in range(4):
         seen.append(schedule(KL).item())
         schedule.eval()
-        assert [schedule(KL).item() for _ in range(3)] == 3 * seen[-1:]
+        assert [schedule(KL).item() for _ in range(3)] == 3 * expected[-1:]
         schedule.train()
     assert seen == expected
     assert len(set(seen)) > 1

@@ -9,12 +9,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import vaelib
 from vaelib import VAE, checkpoints, data, fit, fit_seeds
 from vaelib.likelihoods import Bernoulli, Gaussian
-from vaelib.networks import conv, mlp
+from vaelib.networks import Decoder, Encoder, conv, mlp
 from vaelib.objectives import ELBO, ComputedGamma, InfoVAE, Narrowing, OptimalSigma
 from vaelib.schedules import Capacity, Warmup
 
@@ -357,16 +358,15 @@ def interrupt_at(step, **kwargs):
     """Runs to `step`, where an interrupt arrives in the middle of the step."""
     done = []
 
-    class Interrupted(ELBO):
-        def forward(self, model, x, eps=None):
-            done.append(1)
-            if len(done) == step:
-                os.kill(os.getpid(), signal.SIGINT)
-            return super().forward(model, x, eps)
+    def interrupt(*_):
+        done.append(1)
+        if len(done) == step:
+            os.kill(os.getpid(), signal.SIGINT)
 
     torch.manual_seed(0)
     model = make_model()
-    return model, fit(model, Interrupted(), X, seed=0, **{**RUN, **kwargs})
+    model.register_forward_hook(interrupt)
+    return model, fit(model, ELBO(), X, seed=0, **{**RUN, **kwargs})
 
 
 def test_an_interrupt_keeps_what_was_learned(tmp_path, capsys, sigint):
@@ -436,7 +436,7 @@ def test_another_run_s_checkpoint_is_refused(tmp_path):
     for change in ({"lr": 1e-2}, {"batch_size": 16}, {"x": X + 1}):
         with pytest.raises(ValueError, match=r"another run.*delete it"):
             lone(checkpoint=path, **change)
-    with pytest.raises(ValueError, match=r"values for weights"):
+    with pytest.raises(ValueError, match=r"model.likelihood.learn: True in the file, False here"):
         lone(checkpoint=path, make=lambda: VAE(*mlp(13)))
 
 
@@ -448,7 +448,7 @@ from vaelib.schedules import Capacity, Warmup
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-vaelib.training.SAVED_EVERY = 0.0  # at each report, so that the second kill finds a later one
+vaelib.loop.SAVED_EVERY = 0.0  # at each report, so that the second kill finds a later one
 model = vaelib.VAE(*mlp(13))
 vaelib.fit(
     model,
@@ -496,7 +496,7 @@ def test_a_fast_run_is_not_held_up_by_its_checkpoints(tmp_path, monkeypatch):
     lone(checkpoint=tmp_path / "run.safetensors", report_every=10)
     assert saved == [10, 40]  # the first report, and the end
     saved.clear()
-    monkeypatch.setattr(vaelib.training, "SAVED_EVERY", 0.0)
+    monkeypatch.setattr(vaelib.loop, "SAVED_EVERY", 0.0)
     lone(checkpoint=tmp_path / "run.safetensors", report_every=10)
     assert saved == [10, 20, 30, 40]
 
@@ -518,3 +518,58 @@ def test_progress_shows_on_a_long_run_only(capsys):
 def test_public_names():
     for name in vaelib.__all__:
         assert getattr(vaelib, name) is not None
+
+
+def test_a_model_that_is_handed_out_twice_is_refused():
+    model = make_model()
+    with pytest.raises(ValueError, match="gave models 0 and 1 the same weights"):
+        fit_seeds(lambda: model, ELBO(), X, seeds=[0, 1], **RUN)
+    with pytest.raises(ValueError, match="the same weights"):
+        fit_seeds(lambda: VAE(model.encoder, mlp(13)[1]), ELBO(), X, seeds=[0, 1], **RUN)
+    with pytest.raises(TypeError, match="make_model is a VAE; pass a function"):
+        fit_seeds(model, ELBO(), X, **RUN)
+    with pytest.raises(TypeError, match="is the class ELBO"):
+        fit_seeds(make_model, ELBO, X, **RUN)
+
+
+class Lstm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(13, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x[:, None])[0][:, 0]
+
+
+@pytest.mark.parametrize("body", [lambda: nn.Sequential(nn.Linear(13, 4), nn.Dropout(0.2)), Lstm])
+def test_networks_that_cannot_be_stacked_are_refused_in_words(body):
+    def own():
+        return VAE(Encoder(body(), (13,), 4, 2), Decoder(nn.Identity(), 2, nn.Linear(2, 13)))
+
+    with pytest.raises(
+        ValueError, match=r"cannot be stacked: dropout .* one after another, by fit"
+    ):
+        fit_seeds(own, ELBO(), X, seeds=[0, 1], **RUN)
+    assert np.isfinite(fit(own(), ELBO(), X, **RUN)["loss"]).all()
+
+
+def test_an_objective_may_take_other_data_than_its_model():
+    """Numbers of rows, say, that it looks up: each seed on rows of its own."""
+
+    class Looks(ELBO):
+        def __init__(self, rows):
+            super().__init__()
+            self.register_buffer("rows", rows)
+
+        def admit(self, model, x, **how):
+            return x
+
+        def forward(self, model, x, eps=None):
+            return super().forward(model, self.rows[x[:, 0].long()], eps)
+
+    numbers = torch.arange(89.0)[:, None]
+    halves = [X[::2], X[1::2]]
+    runs = fit_seeds(make_model, [Looks(half) for half in halves], numbers, seeds=[0, 0], **RUN)
+    for i, half in enumerate(halves):
+        lone_run = lone(x=half)[1]
+        np.testing.assert_allclose(runs.history["loss"][i], lone_run["loss"], rtol=1e-4)

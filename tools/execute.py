@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import nbformat
+from digest import KEY, digest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from pages import ROOT, notebooks
@@ -30,6 +31,7 @@ def execute(path: Path) -> None:
         RuntimeError: a cell failed, and which; the file is untouched.
     """
     notebook = nbformat.read(path, as_version=4)
+    made_with = digest(notebook)  # before it runs: an edit of vaelib meanwhile is a later version
     client = NotebookClient(
         notebook,
         kernel_name=KERNELSPEC["name"],
@@ -48,6 +50,7 @@ def execute(path: Path) -> None:
         raise RuntimeError(f"code cell {client.code_cells_executed} failed.\n{error}") from error
     notebook.metadata.kernelspec = KERNELSPEC
     notebook.metadata.language_info = {"name": "python"}
+    notebook.metadata[KEY] = made_with
     # A widget lives by its kernel. In a page it would be a dead control, so its code stands alone.
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:

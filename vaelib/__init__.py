@@ -4,8 +4,11 @@
 """
 
 from vaelib import data, divergences, gates, likelihoods, metrics, networks, objectives, schedules
+from vaelib.diagnosis import diagnose
+from vaelib.files import load, save
 from vaelib.geco import Geco
-from vaelib.training import History, Runs, fit, fit_seeds
+from vaelib.history import History
+from vaelib.training import Runs, fit, fit_seeds
 from vaelib.vae import VAE
 
 __all__ = [
@@ -14,13 +17,16 @@ __all__ = [
     "History",
     "Runs",
     "data",
+    "diagnose",
     "divergences",
     "fit",
     "fit_seeds",
     "gates",
     "likelihoods",
+    "load",
     "metrics",
     "networks",
     "objectives",
+    "save",
     "schedules",
 ]

@@ -25,23 +25,38 @@ def save(path: Path, tree: dict[str, Any], header: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of this process alone: another may be at work on the same run, on a cluster that lost it.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.touch()
+    mode = partial.stat().st_mode
     save_file(_flat(tree), partial, {"header": json.dumps(header)})
+    partial.chmod(mode)  # as any file here, where safetensors lets its owner alone read it
     os.replace(partial, path)  # a kill leaves either the old file or the new one
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads what `save` wrote: the tree, its tensors on the CPU, and the header."""
-    from safetensors import safe_open
+    """Reads what `save` wrote: the tree, its tensors on the CPU, and the header.
+
+    Raises:
+        ValueError: the file is none that `save` wrote, or is cut off.
+    """
+    from safetensors import SafetensorError, safe_open
 
     tree: dict[str, Any] = {}
-    with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 (the file is no mapping)
-            *folders, name = key.split("/")
-            branch = tree
-            for folder in folders:
-                branch = branch.setdefault(folder, {})
-            branch[name] = file.get_tensor(key)
-        return tree, json.loads(file.metadata()["header"])
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (the file is no mapping)
+                *folders, name = key.split("/")
+                branch = tree
+                for folder in folders:
+                    branch = branch.setdefault(folder, {})
+                branch[name] = file.get_tensor(key)
+            return tree, json.loads(file.metadata()["header"])
+    except (SafetensorError, TypeError, KeyError, ValueError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(
+            f"{path} is no file that vaelib wrote, or only a part of one ({error}); "
+            "delete it, or name another"
+        ) from error
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, torch.Tensor]:

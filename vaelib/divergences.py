@@ -8,10 +8,17 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Independent, Normal, OneHotCategorical
+from torch.distributions import (
+    Bernoulli,
+    Distribution,
+    Independent,
+    Normal,
+    OneHotCategorical,
+    StudentT,
+)
 from torch.nn import functional as F
 
-from vaelib.likelihoods import Joint, LogCoshDistribution
+from vaelib.distributions import Joint, LogCoshDistribution
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -53,7 +60,7 @@ def mmd(
     unbiased: bool = True,
     kernel: Callable[[Tensor, Tensor], Tensor] = imq,
 ) -> Tensor:
-    """Squared maximum mean discrepancy of two samples (Gretton et al. 2012, eq. 3 and 5).
+    """Squared maximum mean discrepancy of two samples (Gretton et al. 2012).
 
     E k(x, x') + E k(y, y') - 2 E k(x, y): 0 where both come from one distribution.
 
@@ -88,8 +95,8 @@ def mmd(
 def log_power_integral(p: Distribution, power: Tensor) -> Tensor:
     """log ∫ p(x)^power dx of each column, for the densities where it has a closed form."""
     raise NotImplementedError(
-        f"∫ p^(β+1) has no closed form here for {type(p).__name__}; "
-        "use a Gaussian, Bernoulli, LogCosh, Categorical or Mixed likelihood"
+        f"∫ p^(β+1) has no closed form here for {type(p).__name__}; use a Gaussian, StudentT, "
+        "Bernoulli, LogCosh, Categorical or Mixed likelihood"
     )
 
 
@@ -102,6 +109,13 @@ def _(p: Normal, power: Tensor) -> Tensor:
 @log_power_integral.register
 def _(p: LogCoshDistribution, power: Tensor) -> Tensor:
     return p.log_integral(power) - power * p.log_integral(torch.ones_like(power))
+
+
+@log_power_integral.register
+def _(p: StudentT, power: Tensor) -> Tensor:
+    half = ((p.df + 1) * power - 1) / 2
+    log_beta = math.lgamma(0.5) + torch.lgamma(half) - torch.lgamma(half + 0.5)
+    return power * p.log_prob(p.loc) + p.scale.log() + 0.5 * p.df.log() + log_beta
 
 
 @log_power_integral.register

@@ -20,6 +20,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from vaelib.settings import Remembers
+
 Values = Callable[[Tensor], Tensor]
 
 
@@ -149,7 +151,7 @@ def hard_concrete(f: Values, logits: Tensor, u: Tensor) -> Tensor:
     return _pathwise(f, relax, logits, u)
 
 
-class Gates(nn.Module):
+class Gates(Remembers, nn.Module):
     """n gates, one a latent, whose logits are trained with the network that they are part of.
 
     In a step, draw a pair of gates, decode with each, and add `surrogate` to the loss.

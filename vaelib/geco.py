@@ -7,15 +7,17 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vaelib.settings import Remembers
 
-class Geco(nn.Module):
+
+class Geco(Remembers, nn.Module):
     """Holds an error at τ or below: adds λ·(error - τ) to a loss and learns λ on the way.
 
     With Ĉ = error - τ of the batch and its moving average C, λ changes in each step of training by
 
         log λ ← log λ + clip(speed·C/τ + damping·ΔC/τ, ±limit),
 
-    clamped (Rezende & Viola 2018, alg. 1). Theirs has neither damping nor limit and does not
+    clamped (Rezende & Viola 2018). Theirs has neither damping nor limit and does not
     divide by τ, which makes speed mean the same for an error of any size. Damping, the P of a PI
     controller (Sohrabi et al. 2024), makes up for the average's lag, lest λ overshoots and swings.
 

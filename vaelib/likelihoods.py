@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, distributions, nn
 from torch.nn import functional as F
 
+from vaelib.distributions import HeavyTailed, Joint, LogCoshDistribution, OneHot
+from vaelib.door import as_tensor
+from vaelib.settings import Remembers
 
-class Likelihood(nn.Module):
+
+class Likelihood(Remembers, nn.Module):
     """Turns the decoder's output into a distribution over whole samples.
 
     `likelihood(decoded).log_prob(x)` is (B,): summed over features, in nats per sample.
@@ -22,16 +25,18 @@ class Likelihood(nn.Module):
     highest = math.inf
     remedy = "drop or impute such values first"
 
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Any) -> None:
         """Refuses data that this likelihood cannot score.
 
-        It waits for the device, so `fit` calls it once, at the door, and not in every step.
+        It waits for the device, so `fit` calls it once, at the door, and not in every step. x is
+        (N, …), whatever `door.as_tensor` takes.
 
         Raises:
             ValueError: a value is not finite, or lies outside [lowest, highest].
         """
+        x = as_tensor(x, bytes_stay=True)
         # One pass without a mask of all values, which may be gigabytes; NaN comes through.
-        low, high = torch.stack(x.aminmax()).tolist() if x.numel() else (0.0, 0.0)
+        low, high = torch.stack(x.aminmax()).tolist()
         if math.isfinite(low + high) and self.lowest <= low and high <= self.highest:
             return
         bad = ~(torch.isfinite(x) & (x >= self.lowest) & (x <= self.highest))
@@ -42,6 +47,10 @@ class Likelihood(nn.Module):
             f"finite numbers in [{self.lowest:g}, {self.highest:g}]; {self.remedy}"
         )
 
+    def remark(self, x: Tensor) -> str | None:
+        """What looks odd about x beside this likelihood as it is now, in words, or None."""
+        return None
+
 
 def _whole_sample(distribution: distributions.Distribution) -> distributions.Independent:
     """Sums `log_prob` over every dimension but the first, the batch."""
@@ -49,20 +58,8 @@ def _whole_sample(distribution: distributions.Distribution) -> distributions.Ind
     return distributions.Independent(distribution, n, validate_args=False)
 
 
-class Gaussian(Likelihood):
-    """x ~ N(decoded, σ²): a squared error whose weight is stated.
-
-    -log p(x|z) = SSE / 2σ² + D·log σ + (D/2)·log 2π, so σ² is the weight of the KL against half
-    the summed squared error (the book's β_eff).
-
-    Args:
-        sigma: standard deviation, in the units of x: a number for one σ, or a tensor (D,) for
-            one σ per feature.
-        learn: train σ (through its logarithm) with the rest of the model.
-
-    Raises:
-        ValueError: sigma is not positive.
-    """
+class _Scaled(Likelihood):
+    """Noise of a size σ that is set, or learned through its logarithm."""
 
     log_sigma: Tensor
 
@@ -78,12 +75,96 @@ class Gaussian(Likelihood):
 
     @property
     def sigma(self) -> Tensor:
-        """The standard deviation: a scalar, or (D,)."""
+        """The noise's scale, a Gaussian's standard deviation: a scalar, or (D,)."""
         return self.log_sigma.exp()
+
+    def remark(self, x: Tensor) -> str | None:
+        """Says where σ is 1, as it comes, and the columns vary by far more or less than that."""
+        variance = x[:10_000].to(self.log_sigma.dtype).var(0, correction=0).mean().item()
+        if self.log_sigma.any() or 1e-3 < variance < 1e2:
+            return None
+        return (
+            f"σ is 1, while the columns of x have a standard deviation of {variance**0.5:.3g}: at "
+            f"that scale the KL counts for {'nothing' if variance > 1 else 'all'}; standardise x, "
+            f"or give {type(self).__name__} the sigma that you mean"
+        )
+
+
+class Gaussian(_Scaled):
+    """x ~ N(decoded, σ²): a squared error whose weight is stated.
+
+    -log p(x|z) = SSE / 2σ² + D·log σ + (D/2)·log 2π, so σ² is the weight of the KL against half
+    the summed squared error (the book's β_eff).
+
+    Args:
+        sigma: standard deviation, in the units of x: one number, or (D,) with one per feature.
+        learn: train σ (through its logarithm) with the rest of the model.
+
+    Raises:
+        ValueError: sigma is not positive.
+    """
 
     def forward(self, decoded: Tensor) -> distributions.Independent:
         """Returns N(decoded, σ²) for decoded (B, …)."""
         return _whole_sample(distributions.Normal(decoded, self.sigma, validate_args=False))
+
+
+class StudentT(_Scaled):
+    """x ~ decoded + σ·t, with t from Student's distribution: like a Gaussian, but for heavy tails.
+
+    A residual far beyond σ costs about (df + 1) times the logarithm of its size, where a Gaussian
+    charges half its square. So a few outliers hardly move σ. The variance is σ²·df / (df - 2).
+
+    Args:
+        sigma: scale, as Gaussian takes it.
+        learn: train σ, as with Gaussian.
+        df: degrees of freedom; the fewer, the heavier the tails.
+
+    Raises:
+        ValueError: sigma is not positive, or df is not above 2, where there is no variance.
+    """
+
+    def __init__(self, sigma: float | Tensor = 1.0, learn: bool = False, df: float = 4.0) -> None:
+        super().__init__(sigma, learn)
+        if not df > 2:
+            raise ValueError(f"df is {df}, but there is a variance only above 2; 4 is customary")
+        self.df = df
+
+    def forward(self, decoded: Tensor) -> distributions.Independent:
+        """Returns Student's t of scale σ around decoded (B, …)."""
+        return _whole_sample(HeavyTailed(self.df, decoded, self.sigma))
+
+
+class VaryingSigma(Likelihood):
+    """x ~ N(mean, σ²) where the decoder says both: σ differs by feature and with z.
+
+    The decoder needs two outputs a feature, first all means. Replace its last layer:
+    `decoder.output = nn.Linear(decoder.output.in_features, 2 * n_features)`.
+
+    Args:
+        floor: σ stays above this, in units of x. Without it the likelihood has no maximum: a σ
+            that goes to 0 around one row makes it infinite (Mattei & Frellsen 2018).
+
+    Raises:
+        ValueError: floor is not positive; or, in `forward`, the number of outputs is odd.
+    """
+
+    def __init__(self, floor: float = 0.05) -> None:
+        super().__init__()
+        if not floor > 0:
+            raise ValueError(f"floor must be positive, got {floor}; 0.05 suits standardised x")
+        self.floor = floor
+
+    def forward(self, decoded: Tensor) -> distributions.Independent:
+        """Returns N(mean, σ²) for decoded (B, 2·D): the means, then what σ is made from."""
+        if decoded.shape[-1] % 2:
+            raise ValueError(
+                f"the decoder has {decoded.shape[-1]} outputs, VaryingSigma needs two a feature: "
+                "decoder.output = nn.Linear(decoder.output.in_features, 2 * n_features)"
+            )
+        mean, raw = decoded.chunk(2, -1)
+        sigma = self.floor + F.softplus(raw)
+        return _whole_sample(distributions.Normal(mean, sigma, validate_args=False))
 
 
 class Bernoulli(Likelihood):
@@ -110,74 +191,34 @@ class Categorical(Likelihood):
 
     lowest = 0.0
     highest = 1.0
-    remedy = "pass one-hot code, as sklearn's OneHotEncoder makes it"
+    remedy = (
+        "each row needs one of the classes: scikit-learn's OneHotEncoder gives that with drop=None "
+        "and handle_unknown='error'"
+    )
 
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Any) -> None:
         """Refuses what is not one-hot code.
 
         Raises:
             ValueError: a row of x does not have exactly one 1 and 0 elsewhere.
         """
+        x = as_tensor(x, bytes_stay=True)
         super().check(x)
         bad = ((x == 1).sum(-1) != 1) | ((x != 0).sum(-1) != 1)
         if bad.any():
             row = int(bad.nonzero()[0])
+            found = str(x[row].tolist())[:60]  # there may be thousands of classes
             raise ValueError(
-                f"row {row} of x is {x[row].tolist()}, not a single 1 among zeros; {self.remedy}"
+                f"row {row} of x is {found}, not a single 1 among zeros; {self.remedy}"
             )
 
     def forward(self, decoded: Tensor) -> distributions.OneHotCategorical:
         """Returns OneHotCategorical(logits=decoded) for decoded (B, K)."""
-        return distributions.OneHotCategorical(logits=decoded, validate_args=False)
-
-
-class LogCoshDistribution(distributions.Distribution):
-    """Density proportional to exp(-log cosh(a·(x - loc)) / a), elementwise.
-
-    It is 2a·(x - loc) = logit(u) for u ~ Beta(1/2a, 1/2a), which gives the normaliser and samples.
-
-    Args:
-        loc: mean, mode and median, any shape.
-        a: a scalar above 0.
-    """
-
-    arg_constraints: ClassVar = {}
-
-    def __init__(self, loc: Tensor, a: Tensor) -> None:
-        super().__init__(loc.shape, validate_args=False)
-        self.loc, self.a = loc, a
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean, which is loc."""
-        return self.loc
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """In nats, of each element."""
-        t = (self.a * (value - self.loc)).abs()
-        # log cosh without cosh, which overflows.
-        log_cosh = t + F.softplus(-2 * t) - math.log(2)
-        return -log_cosh / self.a - self.log_integral(torch.ones_like(self.a))
-
-    def log_integral(self, power: Tensor) -> Tensor:
-        """log ∫ exp(-power·log cosh(a·t) / a) dt, a scalar: with power 1 the normaliser."""
-        half = power / (2 * self.a)
-        log_beta = math.lgamma(0.5) + torch.lgamma(half) - torch.lgamma(half + 0.5)
-        return log_beta - self.a.log()
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws (*sample_shape, *loc.shape)."""
-        shape = self._extended_shape(torch.Size(sample_shape))
-        # logit(u) is the log-ratio of two Gamma(1/2a), which underflow where a is large. Writing
-        # each as Gamma(1/2a + 1)·U^2a leaves a Laplace with scale 1, and finite draws, for any a.
-        gamma = distributions.Gamma(1 + 1 / (2 * self.a), torch.ones_like(self.a))
-        log_gammas = gamma.sample(torch.Size((2, *shape))).log()
-        laplace = distributions.Laplace(self.loc.new_zeros(shape), 1.0).sample()
-        return self.loc + laplace + (log_gammas[0] - log_gammas[1]) / (2 * self.a)
+        return OneHot(decoded)
 
 
 class LogCosh(Likelihood):
-    """A squared error for small residuals, an absolute one for large (Chen et al. 2019).
+    """A squared error for small residuals, an absolute one for large (Chen et al. 2018).
 
     -log p(x|z) = Σ log cosh(a·(x - decoded)) / a + D·log of the normaliser, which makes it a
     density. Near 0 it is a Gaussian with σ² = 1/a, far out a Laplace with scale 1.
@@ -200,38 +241,6 @@ class LogCosh(Likelihood):
     def forward(self, decoded: Tensor) -> distributions.Independent:
         """Returns the log-cosh density around decoded (B, …)."""
         return _whole_sample(LogCoshDistribution(decoded, self.a))
-
-
-class Joint(distributions.Distribution):
-    """Independent distributions over neighbouring columns of one table.
-
-    Args:
-        parts: distributions over whole samples, each of its own columns.
-        widths: how many columns each takes.
-    """
-
-    arg_constraints: ClassVar = {}
-
-    def __init__(self, parts: Sequence[distributions.Distribution], widths: Sequence[int]) -> None:
-        super().__init__(parts[0].batch_shape, torch.Size([sum(widths)]), validate_args=False)
-        self.parts, self.widths = parts, widths
-
-    @property
-    def mean(self) -> Tensor:
-        """The parts' means side by side, (B, sum of widths); of a class its probability."""
-        return torch.cat([part.mean for part in self.parts], -1)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """The sum over the parts, (B,), in nats."""
-        log_probs = [
-            part.log_prob(columns)
-            for part, columns in zip(self.parts, value.split(self.widths, -1), strict=True)
-        ]
-        return torch.stack(log_probs).sum(0)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws (*sample_shape, B, sum of widths)."""
-        return torch.cat([part.sample(torch.Size(sample_shape)) for part in self.parts], -1)
 
 
 class Mixed(Likelihood):
@@ -257,12 +266,13 @@ class Mixed(Likelihood):
         self.parts = nn.ModuleList(likelihood for likelihood, _ in parts)
         self.widths = [width for _, width in parts]
 
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Any) -> None:
         """Refuses data that one of the parts cannot score.
 
         Raises:
             ValueError: as the parts do, or x has another width than all of them together.
         """
+        x = as_tensor(x, bytes_stay=True)
         if x.shape[-1] != sum(self.widths):
             raise ValueError(
                 f"x has {x.shape[-1]} columns, the parts of Mixed have {self.widths}, together "
@@ -277,6 +287,12 @@ class Mixed(Likelihood):
                     f"in columns {start} to {start + width - 1} of x: {error}"
                 ) from error
             start += width
+
+    def remark(self, x: Tensor) -> str | None:
+        """What one of the parts has to say of its columns."""
+        blocks = x.split(self.widths, -1)
+        found = [part.remark(block) for part, block in zip(self.parts, blocks, strict=True)]  # type: ignore[operator]
+        return next(filter(None, found), None)
 
     def forward(self, decoded: Tensor) -> Joint:
         """Returns the joint distribution for decoded (B, sum of widths)."""

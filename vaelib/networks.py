@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
+import operator
 from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
+
+from vaelib.settings import amend, remembered
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
@@ -40,10 +44,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns `(mu, logvar)` for x (B, *shape)."""
-        if len(self.shape) == 1:
-            _refuse_width("x", "n_features", self.shape[0], x)
-        else:
-            _refuse_image(self.shape, x)
+        refuse_shape(x, self.shape)
         mu, logvar = self.mu_logvar(self.body(x)).chunk(2, dim=-1)
         return mu, logvar
 
@@ -51,6 +52,7 @@ class Encoder(nn.Module):
         """A copy that returns only those latents for which keep, booleans (n_latents,), says so."""
         narrow = copy.deepcopy(self)
         narrow.n_latents = int(keep.sum())
+        amend(narrow, n_latents=narrow.n_latents)
         last, rows = narrow.mu_logvar, keep.repeat(2)
         last.weight = nn.Parameter(last.weight.detach()[rows])
         last.bias = nn.Parameter(last.bias.detach()[rows])
@@ -79,37 +81,67 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Returns the likelihood's parameters for z (B, n_latents)."""
-        _refuse_width("z", "n_latents", self.n_latents, z)
+        _refuse_width(z, self.n_latents)
         return self.output(self.body(z))
 
     def narrowed(self, keep: Tensor) -> Decoder:
         """A copy for the latents that keep, booleans (n_latents,), says; 0 for all the others."""
         narrow = copy.deepcopy(self)
         narrow.n_latents = int(keep.sum())
+        amend(narrow, n_latents=narrow.n_latents)
         first = next(layer for layer in narrow.modules() if isinstance(layer, nn.Linear))
         first.weight = nn.Parameter(first.weight.detach()[:, keep])
         first.in_features = narrow.n_latents
         return narrow
 
 
-def _refuse_width(name: str, argument: str, width: int, values: Tensor) -> None:
-    if values.shape[-1] != width:
+def _refuse_width(z: Tensor, width: int) -> None:
+    if z.shape[-1] != width:
         raise ValueError(
-            f"{name} has {values.shape[-1]} columns, the network was built for {width}; "
-            f"build it with {argument}={values.shape[-1]}"
+            f"z has {z.shape[-1]} columns, the network was built for {width}; "
+            f"build it with n_latents={z.shape[-1]}"
         )
 
 
-def _refuse_image(shape: tuple[int, ...], x: Tensor) -> None:
-    if x.shape[1:] != shape:
-        channels, *image_size = shape
+def refuse_shape(x: Tensor, shape: tuple[int, ...], name: str = "x") -> None:
+    """Refuses a batch whose samples have not the shape that a network was built for.
+
+    Args:
+        x: the batch, (B, *shape).
+        shape: (n_features,) of a table, (C, H, W) of an image.
+
+    Raises:
+        ValueError: x has another shape; says how to reshape it where that would do.
+    """
+    if x.shape[1:] == shape:
+        return
+    if len(shape) == 1 and x.ndim == 2:
         raise ValueError(
-            f"x has shape {tuple(x.shape)}, the network was built for (B, {channels}, "
-            f"{image_size[0]}, {image_size[1]}); reshape x, or build it with image_size and "
-            "channels that fit"
+            f"{name} has {x.shape[1]} columns, the network was built for {shape[0]}; "
+            f"build it with n_features={x.shape[1]}"
         )
+    given, size = tuple(x.shape), math.prod(shape)
+    wanted = f"(B, {', '.join(map(str, shape))})"
+    alike = len(given) > 1 and math.prod(given[1:]) == size
+    if given == shape:
+        remedy = "this is one sample; pass a batch of it, x[None]"
+    elif len(shape) == 1 and len(given) > 2:
+        build = "" if alike else f", and build it with n_features={math.prod(given[1:])}"
+        remedy = f"pass x.flatten(1){build}"
+    elif len(shape) == 1:
+        remedy = "pass a table with a row for each sample"
+    elif given[1:] == (*shape[1:], shape[0]):
+        remedy = (
+            "channels come first; pass x.permute(0, 3, 1, 2), of an array x.transpose(0, 3, 1, 2)"
+        )
+    elif alike and len(given) < 4:
+        remedy = f"pass x.reshape(-1, {wanted[4:]}"
+    else:
+        remedy = "reshape x, or build it with image_size and channels that fit"
+    raise ValueError(f"{name} has shape {given}, the network was built for {wanted}; {remedy}")
 
 
+@remembered
 def mlp(
     n_features: int,
     hidden: Sequence[int] = (8, 4),
@@ -171,6 +203,7 @@ def mlp(
     )
 
 
+@remembered
 def conv(
     image_size: int | tuple[int, int], channels: int = 1, n_latents: int = 10
 ) -> tuple[Encoder, Decoder]:
@@ -191,7 +224,8 @@ def conv(
     Raises:
         ValueError: an image too small to be halved once, or a number below 1.
     """
-    sizes = [(image_size, image_size) if isinstance(image_size, int) else tuple(image_size)]
+    pair = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
+    sizes, channels = [tuple(map(operator.index, pair))], operator.index(channels)
     if len(sizes[0]) != 2 or min(sizes[0]) < 8:
         raise ValueError(
             f"image_size is {image_size}, but takes height and width of at least 8 pixels each; "

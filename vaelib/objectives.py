@@ -3,12 +3,12 @@
 An objective is called with a model, a batch x and noise, and returns a dict of what to minimise
 (`"loss"`, a scalar) and of what to report beside it. It may own parameters and buffers, but no
 other state: training stacks these to run many seeds at once. Like a model it has a training mode,
-in which moving averages and schedules go on, and an eval mode, in which they stand.
+in which moving averages and schedules go on, and an eval mode: averages stand, schedules are at
+their end.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import cast
 
@@ -17,35 +17,30 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.nn import functional as F
 
-from vaelib.divergences import beta_divergence, gaussian_kl, imq, mmd
-from vaelib.gates import Gates
-from vaelib.geco import Geco
+from vaelib.divergences import beta_divergence, imq, mmd
 from vaelib.likelihoods import Gaussian
+from vaelib.narrowing import Narrowing
+from vaelib.objective import Objective, SetsSigma
 from vaelib.schedules import Schedule
-from vaelib.vae import VAE, Posterior
+from vaelib.vae import VAE
 
-
-class Objective(nn.Module):
-    """Base of all objectives: says which noise a step needs, so that it can be handed in."""
-
-    def begin(self, model: VAE, steps: int) -> None:
-        """Called by `fit` at the start of a run of so many steps; refuses a model that won't do."""
-
-    def end(self, model: VAE) -> None:
-        """Called by `fit` at the end of a run, to say what did not come about."""
-
-    def noise(
-        self, model: VAE, n: int, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, ...]:
-        """The noise for a batch of n samples, as `forward` takes it after x; first eps (n, d)."""
-        return (model.noise(n, generator),)
+__all__ = [
+    "ELBO",
+    "ComputedGamma",
+    "InfoVAE",
+    "LearnedGamma",
+    "Narrowing",
+    "Objective",
+    "OptimalSigma",
+    "Robust",
+]
 
 
 class ELBO(Objective):
     """-ELBO = E[-log p(x|z)] + β·KL(q(z|x) ‖ p(z)), the mean over the batch, in nats per sample.
 
     β = 1 is the evidence lower bound (Kingma & Welling 2014, eq. 10), any other β the β-VAE
-    (Higgins et al. 2017, eq. 4).
+    (Higgins et al. 2017).
 
     Args:
         beta: weight of the KL.
@@ -77,29 +72,7 @@ class ELBO(Objective):
         return {"loss": loss, "reconstruction": reconstruction, "kl": kl}
 
 
-class _SetsSigma(Objective):
-    """An objective that chooses the σ of the model's Gaussian and writes it there in training."""
-
-    def begin(self, model: VAE, steps: int) -> None:
-        """Refuses a model whose σ is not one number that is free to be set.
-
-        Raises:
-            ValueError: the likelihood is not a Gaussian with a single σ that is not learned.
-        """
-        likelihood = model.likelihood
-        if not isinstance(likelihood, Gaussian) or likelihood.log_sigma.ndim:
-            raise ValueError(
-                f"{type(self).__name__} sets the one σ of a Gaussian, the model has "
-                f"{likelihood}; build it with likelihoods.Gaussian(), or train it with ELBO"
-            )
-        if isinstance(likelihood.log_sigma, nn.Parameter):
-            raise ValueError(
-                f"{type(self).__name__} sets σ, but Gaussian(learn=True) learns it too; "
-                "use Gaussian(), or ELBO with the likelihood as it is"
-            )
-
-
-class _DecoderVariance(_SetsSigma):
+class _DecoderVariance(SetsSigma):
     """-ELBO with a Gaussian decoder whose σ the objective chooses, from the batch's squared error.
 
     (D/2)·log 2πσ² + SSE/2σ² + KL is least at σ² = MSE, so β_eff = σ². In training σ is written
@@ -127,10 +100,12 @@ class _DecoderVariance(_SetsSigma):
 
 
 class LearnedGamma(_DecoderVariance):
-    """σ learned by gradient descent on its logarithm (Dai & Wipf 2019, sec. 3).
+    """σ learned by gradient descent on its logarithm (Dai & Wipf 2019).
 
     Their code calls this standard deviation γ, as we do; their paper calls the variance so.
     """
+
+    learns = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +117,7 @@ class LearnedGamma(_DecoderVariance):
 
 
 class ComputedGamma(_DecoderVariance):
-    """σ² = a moving average of the MSE that can only fall (Asperti & Trentin 2020, sec. 4).
+    """σ² = a moving average of the MSE that can only fall (Asperti & Trentin 2020).
 
     It starts at 1, the variance of standardised data: data of a larger scale keep it there.
 
@@ -153,6 +128,7 @@ class ComputedGamma(_DecoderVariance):
         ValueError: momentum lies outside [0, 1).
     """
 
+    learns = True
     mse: Tensor
 
     def __init__(self, momentum: float = 0.99) -> None:
@@ -188,7 +164,7 @@ class OptimalSigma(_DecoderVariance):
 
 
 class InfoVAE(Objective):
-    """E[-log p(x|z)] + (1-α)·KL(q(z|x) ‖ p(z)) + (α+λ-1)·MMD(q(z), p(z)) (Zhao et al. 2019, eq. 6).
+    """E[-log p(x|z)] + (1-α)·KL(q(z|x) ‖ p(z)) + (α+λ-1)·MMD(q(z), p(z)) (Zhao et al. 2017).
 
     α = 0, λ = 1 is the ELBO. α = 1 drops the KL, which holds each posterior to the prior, and
     with it the price of information; the MMD holds only all posteriors together.
@@ -276,129 +252,3 @@ class Robust(Objective):
         kl = terms.kl.mean(0)
         loss = reconstruction + kl.sum()
         return {"loss": loss, "reconstruction": reconstruction, "kl": kl}
-
-
-class Narrowing(_SetsSigma):
-    """KL subject to SSE ≤ τ, with gates that close latents as long as that holds.
-
-        Σ_j b_j·KL_j + λ·(SSE - τ + push·τ·Σ_j p_j), the push only while SSE ≤ τ,
-
-    for gates b, each 1 with probability p (De Boom et al. 2020, after whose algorithm 1). SSE is
-    the squared error summed over a sample, at a drawn z times the drawn b; λ is learned by `Geco`,
-    p by DisARM from F = Σ_j b_j·KL_j + λ·SSE of each sample. Theirs is ARM from λ·SSE alone.
-
-    In training, the gates with p > ½ are written into the model as `model.open`, once the error
-    has been at τ, and σ² = SSE/D into its likelihood, in whose place λ = 1/2σ² stands meanwhile.
-    Then `model.narrowed()` is a VAE without the closed latents. Batch norm would let samples feel
-    each other's gates: better build the networks without.
-
-    Args:
-        tau: what the squared error may be, summed over a sample. Measure it at a drawn z too.
-        push: the price of an open gate, in parts of τ: a gate that spares less error is closed.
-            Above 1 it squeezes hard enough that a network spreads its code over fewer latents.
-        highest: where λ starts, and what it never exceeds: reconstruct first, pay for it later.
-            A λ that starts low lets the KL kill latents before they have learned anything. D/2τ
-            is that of a decoder whose σ² is τ/D.
-        gates: with bounds, speed or estimator of one's own, one a latent.
-
-    Attributes:
-        gates: made for the model at the start of the first run, where not given.
-        geco: holds λ, the error's moving average, and the best that ever was.
-
-    Raises:
-        ValueError: tau, push or highest is not positive.
-    """
-
-    push: Tensor
-    gates: Gates | None
-
-    def __init__(
-        self, tau: float, push: float = 1.0, highest: float = 50.0, gates: Gates | None = None
-    ) -> None:
-        super().__init__()
-        if not push > 0:
-            raise ValueError(f"push must be positive, got {push}; without it no gate closes")
-        self.register_buffer("push", torch.tensor(float(push)))
-        self.geco = Geco(tau, start=highest, highest=highest)
-        self.gates = gates
-
-    def begin(self, model: VAE, steps: int) -> None:
-        """Refuses a model that won't do, and makes a gate for each of its latents.
-
-        Raises:
-            ValueError: the likelihood is not a Gaussian with a single σ that is not learned, or
-                there are gates already, for another number of latents.
-        """
-        super().begin(model, steps)
-        if self.gates is None:
-            self.gates = Gates(model.n_latents).to(next(model.parameters()))
-        if len(self.gates.phi) != model.n_latents:
-            raise ValueError(
-                f"Narrowing has {len(self.gates.phi)} gates, the model {model.n_latents} latents; "
-                "make a Narrowing for each model"
-            )
-
-    def noise(
-        self, model: VAE, n: int, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, ...]:
-        """eps (n, d), and uniform u (n, d) for the gates."""
-        eps = model.noise(n, generator)
-        u = torch.rand(eps.shape, generator=generator, dtype=eps.dtype, device=eps.device)
-        return eps, u
-
-    def forward(
-        self, model: VAE, x: Tensor, eps: Tensor | None = None, u: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Returns loss, error (SSE) and lam, scalars, kl and p, (d,), for x (B, …), u (B, d)."""
-        if self.gates is None:
-            raise RuntimeError("no gates yet; call begin(model, steps) first, as fit does")
-        gates, lam = self.gates, self.geco.lam
-        q = Posterior(*model.encoder(x))  # of all latents; model.encode knows the open ones alone
-        z = model.reparameterize(q, eps)
-        kl = gaussian_kl(q.mu, q.logvar)
-
-        def terms(b: Tensor) -> tuple[Tensor, Tensor]:
-            x_hat = model.likelihood(model.decoder(z * b)).mean
-            return (x - x_hat).square().flatten(1).sum(1), (kl * b).sum(-1)
-
-        u = self.noise(model, len(x))[1] if u is None else u
-        drawn, antithetic = gates.draw(u)
-        sse, masked_kl = terms(drawn)
-        with torch.no_grad():
-            other_sse, other_kl = terms(antithetic)
-        loss = masked_kl.mean() + self.geco(sse)
-        loss = loss + gates.surrogate(lam * sse + masked_kl, lam * other_sse + other_kl, u)
-        p, price = gates.probabilities, lam * self.geco.tau * self.push
-        loss = loss + self.geco.met * price * p.sum()
-        if self.training:
-            self._write(model, gates.open, x[0].numel())
-        return {
-            "loss": loss,
-            "error": sse.mean(),
-            "kl": (kl * drawn).mean(0),
-            "lam": lam,
-            "p": p,
-        }
-
-    def _write(self, model: VAE, opened: Tensor, n_features: int) -> None:
-        """Hands the model the gates, all open until the error was at τ once, and σ² = SSE/D."""
-        model.open.copy_(opened | (self.geco.best > self.geco.tau))
-        sigma2 = self.geco.error / n_features
-        cast(Gaussian, model.likelihood).log_sigma.copy_(0.5 * sigma2.log())
-
-    def end(self, model: VAE) -> None:
-        """Warns where the error was never at τ, or all gates are closed."""
-        geco = self.geco
-        if geco.best > geco.tau:
-            warnings.warn(
-                f"the error never came down to tau = {geco.tau:.4g}, its lowest average was "
-                f"{geco.best:.4g}, so nothing was closed; allow more, train longer, or take a "
-                "larger network",
-                stacklevel=2,
-            )
-        elif not model.open.any():
-            warnings.warn(
-                f"all gates are closed: tau = {geco.tau:.4g} is met by the data's mean alone; "
-                "allow less",
-                stacklevel=2,
-            )

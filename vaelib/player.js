@@ -5,6 +5,7 @@
   // One size and one set of margins for all panels, so that their axes line up.
   const SIZE = { width: 360, height: 240, left: 42, right: 8, top: 26, bottom: 42 };
   const SECONDS = 10; // what a run through all frames takes, within the limits of `delay`
+  const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   const SVG = "http://www.w3.org/2000/svg";
 
   const add = (parent, tag, attributes = {}, text = "") => {
@@ -52,21 +53,27 @@
     return entry;
   };
 
+  // The i-th number of a text with two letters a number, from 0 to 4095: a share of its axis.
+  const share = (text, i) =>
+    (64 * LETTERS.indexOf(text[2 * i]) + LETTERS.indexOf(text[2 * i + 1])) / 4095;
+
   // Each kind of panel draws what stays and returns a function that draws one frame.
   const kinds = {
     scatter(svg, legend, spec) {
-      const x = axisX(svg, spec.x, true);
-      const y = axisY(svg, spec.y);
+      axisX(svg, spec.x, true);
+      axisY(svg, spec.y);
+      const x = scale([0, 1], SIZE.left, SIZE.width - SIZE.right);
+      const y = scale([0, 1], SIZE.height - SIZE.bottom, SIZE.top);
       const marks = spec.marks.map((mark) => {
         const look = { class: "filled", style: `--hue: ${mark.color}`, d: mark.shape };
         key(legend, mark.name, { ...look, transform: "scale(9)" });
-        const nodes = mark.points[0].map(() => add(svg, "path", look));
+        const nodes = Array.from({ length: mark.points[0].length / 4 }, () => add(svg, "path", look));
         return { nodes, points: mark.points };
       });
       return (frame) => {
         for (const { nodes, points } of marks) {
           nodes.forEach((node, i) => {
-            const [px, py] = points[frame][i];
+            const [px, py] = [share(points[frame], 2 * i), share(points[frame], 2 * i + 1)];
             node.setAttribute("transform", `translate(${x(px)},${y(py)}) scale(6.5)`);
           });
         }

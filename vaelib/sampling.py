@@ -7,8 +7,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vaelib.objectives import Objective
+from vaelib.objective import Objective
 from vaelib.vae import VAE
+
+
+def anew(seed: int, steps_trained: int) -> int:
+    """A seed of other draws for each run of one model; for its first run the seed itself."""
+    # An odd stride: torch's generator on a CPU heeds the lower 32 bits alone.
+    return (seed + 2_654_435_769 * steps_trained) % 2**63
 
 
 class Sampler:
@@ -17,6 +23,15 @@ class Sampler:
     It draws whole epochs ahead, several where they are short, and gathers a few batches at a
     time, so that a step only takes its slice. The generators' states at the start of such a
     block are then all there is to save.
+
+    Args:
+        model: whose precision the batches get.
+        objective: says which noise goes with a batch.
+        x: the data, (N, …).
+        batch_size: samples in a batch, at most N.
+        seeds: one generator each.
+        stack: seeds in front of each batch, (S, B, …); else the one seed's, (B, …).
+        weights: (N,), how often a row is to come beside the others; alike where not given.
     """
 
     GATHERED = 2**20  # bytes, a few batches: many hide the cost of a call, few stay in a cache
@@ -29,6 +44,7 @@ class Sampler:
         batch_size: int,
         seeds: Sequence[int],
         stack: bool,
+        weights: Tensor | None = None,
     ) -> None:
         if not 1 <= batch_size <= len(x):
             raise ValueError(
@@ -44,6 +60,8 @@ class Sampler:
         step = len(self.seeds) * batch_size * x[0].numel() * self.dtype.itemsize
         self.gathered = max(1, min(self.block, self.GATHERED // step))
         self.generators = [torch.Generator(x.device).manual_seed(seed) for seed in self.seeds]
+        # Where each row's share of an epoch ends, in double precision: there may be millions.
+        self.shares = None if weights is None else (weights / weights.sum()).cumsum(0) * len(x)
 
     def steps(self, start: int, stop: int) -> Iterator[tuple[Tensor, ...]]:
         """Yields batch and noise of each step: (B, …), or (S, B, …) where seeds are stacked."""
@@ -60,15 +78,24 @@ class Sampler:
                 batches = gathering.to(self.dtype).unbind(self.axis)
             yield batches[gathered], *[each[position] for each in noise_of]
 
+    def _epoch(self, g: torch.Generator) -> Tensor:
+        """The rows of an epoch, (N,), in random order."""
+        n, device = len(self.x), self.x.device
+        order = torch.randperm(n, generator=g, device=device)
+        if self.shares is None:
+            return order
+        # Systematic sampling: a row whose share is 2.3 comes twice, or three times, and 2.3 times
+        # on average; whole shares come as often as they say.
+        offset = torch.rand((), generator=g, device=device, dtype=torch.float64)
+        marks = torch.arange(n, device=device) + offset
+        return torch.searchsorted(self.shares, marks, right=True).clamp(max=n - 1)[order]
+
     def _draw(self) -> list[Tensor]:
         """The order and the noise of a block, each (steps, B, …), or (S, steps, B, …)."""
-        n, size = len(self.x), self.batches * self.batch_size
+        size = self.batches * self.batch_size
         draws = []
         for g in self.generators:
-            orders = [
-                torch.randperm(n, generator=g, device=self.x.device)[:size]
-                for _ in range(self.epochs)
-            ]
+            orders = [self._epoch(g)[:size] for _ in range(self.epochs)]
             noise = self.objective.noise(self.model, size * self.epochs, g)
             draws.append((torch.cat(orders), *noise))
         return [

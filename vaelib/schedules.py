@@ -1,7 +1,7 @@
 """How much of the KL a loss sees at each step of a run.
 
 A schedule is called with the KL of each latent and returns what stands in the loss for their sum.
-`fit` tells it the length of the run. Outside a run it stands at its end.
+`fit` tells it the length of the run. In eval mode, and outside a run, it stands at its end.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vaelib.settings import Remembers
 
-class Schedule(nn.Module):
+
+class Schedule(Remembers, nn.Module):
     """The plain KL, at every step. Base of the schedules that change it."""
 
     def begin(self, steps: int) -> None:
@@ -68,14 +70,15 @@ class _Ramp(Schedule):
         self.length.fill_(length)
 
     def advance(self) -> Tensor:
-        """Takes a step, in training mode, and returns how many are done, at most `length`."""
-        if self.training:
-            self.step.add_(1)
+        """Takes a step and returns how many are done, at most `length`: all in eval mode."""
+        if not self.training:
+            return self.length
+        self.step.add_(1)
         return self.step.clamp(max=self.length)
 
 
 class Warmup(_Ramp):
-    """The KL's weight rises linearly, then stays at 1 (Sønderby et al. 2016, sec. 2.3)."""
+    """The KL's weight rises linearly, then stays at 1 (Sønderby et al. 2016)."""
 
     def forward(self, kl: Tensor) -> Tensor:
         """Returns the weighted sum of kl (d,)."""
@@ -83,7 +86,7 @@ class Warmup(_Ramp):
 
 
 class Cyclical(_Ramp):
-    """The weight rises and restarts several times (Fu et al. 2019, sec. 3).
+    """The weight rises and restarts several times (Fu et al. 2019).
 
     Args:
         cycles: how often it starts from near 0.
@@ -118,7 +121,7 @@ class Cyclical(_Ramp):
 
 
 class Capacity(_Ramp):
-    """|KL - C|, whose target C rises from 0 (Burgess et al. 2018, eq. 8).
+    """|KL - C|, whose target C rises from 0 (Burgess et al. 2018).
 
     Use it with a large β, which then is the price of a nat beside the target.
 

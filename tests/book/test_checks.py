@@ -1,13 +1,17 @@
 """Each check of checks.py passes a good chapter and catches a fault planted in it."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cells
 import checks
+import checks_outputs
 import pytest
 import repository
-from execute import KERNELSPEC
+from digest import KEY, digest
+from execute import KERNELSPEC, WIDGET_VIEW
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -60,9 +64,10 @@ def chapter() -> NotebookNode:
             new_markdown_cell("## Further reading\n\n{cite:t}`kingma2014` began it."),  # 12
         ],
     )
-    for count, (_, cell) in enumerate(checks.code_cells(notebook), 1):
+    for count, (_, cell) in enumerate(cells.code_cells(notebook), 1):
         cell.execution_count = count
     show(notebook, {"image/png": PIXEL})
+    notebook.metadata[KEY] = digest(notebook)
     return notebook
 
 
@@ -74,6 +79,17 @@ def show(notebook: NotebookNode, data: dict[str, Any]) -> None:
 def say(notebook: NotebookNode, text: str, name: str = "stdout") -> None:
     """Add text to the outputs of the cell that shows things."""
     notebook.cells[2].outputs.append(new_output("stream", name=name, text=text))
+
+
+def print_source(source: str, output: str) -> Callable[[NotebookNode], None]:
+    """Another cell 4, which prints source, and its stored output."""
+
+    def plant(notebook: NotebookNode) -> None:
+        imports = "import inspect\nimport repository\nfrom IPython.display import Markdown\n"
+        notebook.cells[4].source = imports + source
+        notebook.cells[4].outputs = [new_output("stream", text=output)]
+
+    return plant
 
 
 def replace(index: int, old: str, new: str) -> Callable[[NotebookNode], None]:
@@ -100,8 +116,12 @@ def put(index: int, value: Any, *keys: str) -> Callable[[NotebookNode], None]:
     return plant
 
 
+SLUG = inspect.getsource(repository.slug)
+PRINT_SLUG = "print(inspect.getsource(repository.slug))"
+HELPER = "def body(part):\n    return Markdown(inspect.getsource(part))\n\n\nbody(repository.slug)"
+
 ALT = DESCRIBED["mystnb"]["image"]["alt"]
-VIEW = {checks.WIDGET_VIEW: {"model_id": "abc", "version_major": 2}}
+VIEW = {WIDGET_VIEW: {"model_id": "abc", "version_major": 2}}
 
 # A check, the fault (a function that spoils the good chapter), a word of the problem it must name.
 FAULTS = [
@@ -181,6 +201,11 @@ FAULTS = [
     (checks.closes_well, replace(11, "## Summary", "### Summary"), "Summary"),
     (checks.closes_well, lambda nb: nb.cells.insert(2, nb.cells.pop(12)), "in this order"),
     (checks.closes_well, replace(12, "{cite:t}`kingma2014`", "Kingma"), "cite"),
+    (checks.made_with_this_code, lambda nb: nb.metadata.pop(KEY), f"make execute NB={PATH}"),
+    (checks.made_with_this_code, lambda nb: nb.metadata.update({KEY: "0" * 16}), "vaelib's code"),
+    (checks.prints_this_source, print_source(PRINT_SLUG, "def slug(): …"), "has changed"),
+    (checks.prints_this_source, print_source(HELPER, SLUG + "#"), "has changed"),
+    (checks.prints_this_source, print_source(f"{PRINT_SLUG}\nprint(loss)", SLUG), "'loss'"),
     (checks.cells_short, replace(4, "loss", "\n".join(["x += 1"] * 15 + ["loss"])), "16 lines"),
 ]
 
@@ -190,7 +215,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The chapter lies in an empty checkout, on a machine whose name we know."""
     (tmp_path / PATH).parent.mkdir(parents=True)
     (tmp_path / PATH).write_text("{}")
-    monkeypatch.setattr(checks, "ROOT", tmp_path)
+    monkeypatch.setattr(checks_outputs, "ROOT", tmp_path)
     monkeypatch.setattr("socket.gethostname", lambda: "host-of-ada")
 
 
@@ -206,6 +231,16 @@ def test_good_players_and_long_comments_pass() -> None:
     assert [problem for check in checks.ALL for problem in check(notebook, PATH)] == []
 
 
+def test_source_as_it_is_now_passes() -> None:
+    notebook = chapter()
+    print_source(PRINT_SLUG, SLUG + "\n")(notebook)
+    assert checks.prints_this_source(notebook, PATH) == []
+    print_source(HELPER, "")(notebook)
+    shown = new_output("execute_result", data={"text/markdown": SLUG, "text/plain": "<…>"})
+    notebook.cells[4].outputs = [shown]
+    assert checks.prints_this_source(notebook, PATH) == []
+
+
 @pytest.mark.parametrize(("check", "fault", "word"), FAULTS)
 def test_a_fault_is_caught(check: Callable, fault: Callable, word: str) -> None:
     notebook = chapter()
@@ -215,7 +250,7 @@ def test_a_fault_is_caught(check: Callable, fault: Callable, word: str) -> None:
 
 
 def test_a_large_file_is_caught(tmp_path: Path) -> None:
-    (tmp_path / PATH).write_bytes(b"x" * (checks.MAX_BYTES + 1))
+    (tmp_path / PATH).write_bytes(b"x" * (checks_outputs.MAX_BYTES + 1))
     assert "1,500,001 bytes" in checks.small(chapter(), PATH)[0]
 
 

@@ -1,13 +1,12 @@
 """A headless Chromium over the rendered book, on loopback: nothing that it asks for leaves here.
 
-What pages fetch from public CDNs is answered from npm packages (package-lock.json), the rest is
-blocked. VAE_CHROMIUM names a Chromium that is not on the path; VAE_REQUIRE_BROWSER=1 turns skips
-for want of Chromium, npm's packages or the built book into failures.
+The accessibility checker comes from npm (package-lock.json). VAE_CHROMIUM names a Chromium that is
+not on the path; VAE_REQUIRE_BROWSER=1 turns skips for want of Chromium, npm's package or the built
+book into failures.
 """
 
 import functools
 import os
-import re
 import shutil
 import subprocess
 import threading
@@ -23,14 +22,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Route, sync_playw
 
 HERE = Path(__file__).parent
 HTML = ROOT / "_build" / "html"
-
-# Sphinx 7.4 writes sphinx-thebe's one-line script twice into each page, and a `const` cannot be
-# declared twice. The book does not use thebe, so nothing is lost.
-KNOWN_ERRORS = {"Identifier 'THEBE_JS_URL' has already been declared"}
-
-CDN = re.compile(
-    r"https://(?:cdn\.jsdelivr\.net/npm|unpkg\.com)/((?:@[^/]+/)?[^/@]+)[^/]*/([^?#]+)"
-)
+OURS = ("http://127.0.0.1:", "file:", "data:")
 
 
 def unavailable(reason: str) -> None:
@@ -78,8 +70,7 @@ def npm() -> Path | None:
 def packages(npm: Path | None) -> Path:
     if npm is None:
         unavailable(
-            "NO NPM PACKAGES: requests to CDNs are blocked, maths and accessibility untested; "
-            f"install npm, or run `npm ci` in {HERE}"
+            f"NO NPM PACKAGES: accessibility untested; install npm, or run `npm ci` in {HERE}"
         )
     return npm
 
@@ -104,33 +95,23 @@ def book() -> Iterator[str]:
 class Visit:
     """One page in a window of its own, with all that went wrong on it."""
 
-    def __init__(self, page: Page, npm: Path | None) -> None:
-        self.page, self.npm = page, npm
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.asked: set[str] = set()
         self.blocked: set[str] = set()
         self.errors: list[str] = []
-        page.route(lambda url: not url.startswith("http://127.0.0.1:"), self._answer)
-        page.on("pageerror", lambda error: self._note(error.message))
+        page.route(lambda url: not url.startswith(OURS), self._block)
+        page.on("request", lambda request: self.asked.add(request.url))
+        page.on("pageerror", lambda error: self.errors.append(error.message))
         page.on("console", self._console)
 
-    def _answer(self, route: Route) -> None:
-        url = route.request.url
-        wanted = CDN.fullmatch(url.split("?")[0])
-        path = self.npm / wanted[1] / wanted[2] if self.npm and wanted else None
-        if path and path.is_file():
-            # Scripts may be taken from anywhere, but fonts only with this header.
-            route.fulfill(path=path, headers={"Access-Control-Allow-Origin": "*"})
-        else:
-            self.blocked.add(url)
-            route.abort()
+    def _block(self, route: Route) -> None:
+        self.blocked.add(route.request.url)
+        route.abort()
 
     def _console(self, message: ConsoleMessage) -> None:
-        blocked = message.location["url"] in self.blocked and "ERR_FAILED" in message.text
-        if message.type == "error" and not blocked:
-            self._note(message.text)
-
-    def _note(self, error: str) -> None:
-        if error not in KNOWN_ERRORS:
-            self.errors.append(error)
+        if message.type == "error":
+            self.errors.append(message.text)
 
     def settle(self) -> None:
         """Wait for all that a page draws after it has loaded."""
@@ -143,7 +124,7 @@ class Visit:
 
 
 @pytest.fixture(scope="session")
-def open_window(chromium: Browser, npm: Path | None) -> Callable[..., Visit]:
+def open_window(chromium: Browser) -> Callable[..., Visit]:
     """Opens a page, an address or HTML given as text; whoever opens it closes it."""
 
     def open_window(
@@ -152,10 +133,10 @@ def open_window(chromium: Browser, npm: Path | None) -> Callable[..., Visit]:
         context = chromium.new_context(
             viewport={"width": width, "height": 900}, color_scheme=theme, **options
         )
-        visit = Visit(context.new_page(), npm)
+        visit = Visit(context.new_page())
         if clock:
             visit.page.clock.install()
-        if target.startswith("http"):
+        if target.startswith(("http:", "file:")):
             visit.page.goto(target)
         else:
             visit.page.set_content(target)

@@ -1,7 +1,7 @@
 """A player plays, steps and answers the keyboard: one made here, and each one in the built book."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -56,17 +56,36 @@ def players_in_the_book() -> list[tuple[str, int]]:
     return found
 
 
-def opener(request: pytest.FixtureRequest, page: str, index: int) -> Open:
-    visit = request.getfixturevalue("visit")
+@pytest.fixture(scope="module")
+def pages_of_the_book(open_window: Open, book: str) -> Iterator[Open]:
+    """Opens a page of the book, its time standing still; the same page at one size only once."""
+    windows: dict[str, Any] = {}
 
+    def open_page(page: str, **options: Any) -> Any:
+        key = f"{page} {sorted(options.items())}"
+        if key not in windows:
+            windows[key] = open_window(book + page, clock=True, **options)
+            windows[key].stop_clock()
+        return windows[key]
+
+    yield open_page
+    for window in windows.values():
+        window.page.context.close()
+
+
+def opener(request: pytest.FixtureRequest, page: str, index: int) -> Open:
     def show(**options: Any) -> Locator:
         """Opens the page of a player, its time standing still, and returns the player."""
-        here = page == "made here"
-        target = document(player()) if here else request.getfixturevalue("book") + page
-        opened = visit(target, clock=True, **options)
-        opened.stop_clock()
+        if page == "made here":
+            opened = request.getfixturevalue("visit")(document(player()), clock=True, **options)
+            opened.stop_clock()
+        else:
+            opened = request.getfixturevalue("pages_of_the_book")(page, **options)
         assert opened.errors == []
-        return opened.page.locator(".vaelib-player").nth(index)
+        figure = opened.page.locator(".vaelib-player").nth(index)
+        if figure.get_by_role("button", name="Pause").count():
+            figure.get_by_role("button", name="Pause").click()
+        return figure
 
     return show
 
