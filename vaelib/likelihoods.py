@@ -17,8 +17,8 @@ from vaelib.settings import Remembers
 class Likelihood(Remembers, nn.Module):
     """Turns the decoder's output into a distribution over whole samples.
 
-    `likelihood(decoded).log_prob(x)` is (B,): summed over features, in nats per sample.
-    A subclass says by `lowest` and `highest` which values it can score.
+    `likelihood(decoded).log_prob(x)` is (B,): summed over features, in nats per sample. A subclass
+    says by `lowest` and `highest` which values it can score.
     """
 
     lowest = -math.inf
@@ -28,8 +28,7 @@ class Likelihood(Remembers, nn.Module):
     def check(self, x: Any) -> None:
         """Refuses data that this likelihood cannot score.
 
-        It waits for the device, so `fit` calls it once, at the door, and not in every step. x is
-        (N, …), whatever `door.as_tensor` takes.
+        It waits for the device, so `fit` calls it once. x is (N, …): what `door.as_tensor` takes.
 
         Raises:
             ValueError: a value is not finite, or lies outside [lowest, highest].
@@ -142,8 +141,8 @@ class VaryingSigma(Likelihood):
     `decoder.output = nn.Linear(decoder.output.in_features, 2 * n_features)`.
 
     Args:
-        floor: σ stays above this, in units of x. Without it the likelihood has no maximum: a σ
-            that goes to 0 around one row makes it infinite (Mattei & Frellsen 2018).
+        floor: σ stays above this, in units of x. A σ that falls to 0 around one row would make the
+            likelihood infinite (Mattei & Frellsen 2018).
 
     Raises:
         ValueError: floor is not positive; or, in `forward`, the number of outputs is odd.
