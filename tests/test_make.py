@@ -123,9 +123,12 @@ def test_an_offline_registry_is_told_as_such_and_leaves_no_stamp(checkout: Path)
 def test_nothing_is_installed_twice_unless_the_folder_moved(installed: Path) -> None:
     plan = ("make", "--dry-run", "types")
     assert "install.sh" not in run(*plan, cwd=installed).stdout
-    (installed / "constraints.txt").touch()
+    # Times are set, since on a fast machine two files written one after the other have one time.
+    bounds, stamp = installed / "constraints.txt", installed / ".venv" / ".installed"
+    later = stamp.stat().st_mtime + 10
+    os.utime(bounds, (later, later))
     assert "install.sh" in run(*plan, cwd=installed).stdout
-    (installed / ".venv" / ".installed").write_text(f"{installed}\n")
+    os.utime(stamp, (later + 10, later + 10))
     assert "install.sh" not in run(*plan, cwd=installed).stdout
     moved = installed.rename(installed.with_name("moved"))
     assert "install.sh" in run(*plan, cwd=moved).stdout
