@@ -1,4 +1,4 @@
-"""A graphics card's rules without a card: a tape takes the place of a CUDA graph.
+"""Where a run is kept, and a card's rules without a card: a tape takes a CUDA graph's place.
 
 Like a graph it knows memory only: it records each operation with the tensors that it read and
 wrote, computes nothing for good while it records, and repeats them on the same memory, with the
@@ -56,6 +56,12 @@ class Stream:
 
     def wait_stream(self, other):
         assert isinstance(other, Stream)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where a run is kept."""
+    return tmp_path / "run.safetensors"
 
 
 @pytest.fixture

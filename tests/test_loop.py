@@ -25,11 +25,6 @@ def make(likelihood=None, **changes):
     return VAE(*mlp(13, **changes), likelihood)
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.safetensors"
-
-
 @pytest.mark.parametrize(
     ("before", "after", "named"),
     [

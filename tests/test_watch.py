@@ -21,11 +21,6 @@ def make(likelihood=None, **changes):
     return VAE(*mlp(13, **changes), likelihood)
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.safetensors"
-
-
 def test_held_out_rows_are_watched_in_eval_mode_and_change_nothing():
     plain, watched = make(), make()
     fit(plain, ELBO(), X, **RUN)

@@ -31,6 +31,7 @@ class Pair(nn.Module):
         self.objective = objective
 
     def forward(self, x: Tensor, *noise: Tensor) -> Terms:
+        """The objective's terms for a batch x (B, …)."""
         return self.objective(self.model, x, *noise)
 
 

@@ -82,6 +82,7 @@ class VAE(nn.Module):
 
     @property
     def steps_trained(self) -> int:
+        """How many steps `fit` took so far; a second run draws other batches and noise."""
         return self._steps_trained
 
     def __repr__(self) -> str:
