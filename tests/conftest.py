@@ -25,7 +25,8 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is torch.ops.aten._local_scalar_dense.default:
+        # A number read off the device, and one copied to it.
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default):
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
         # All that goes in, since batch norm does not own up to what it writes.
         tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
@@ -81,7 +82,8 @@ def card(monkeypatch):
             pass
 
     @contextlib.contextmanager
-    def graph(tape, stream):
+    def graph(tape, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local"  # other threads may go on
         log.streams.append(stream)  # left behind where recording fails, as torch does
         with tape:
             yield

@@ -296,3 +296,10 @@ def test_generated_rows_are_whole_where_the_data_are_and_say_where_they_leave_th
     assert torch.equal(measured[:, 0], wine.original(rows)[:, 0])
     with pytest.warns(UserWarning, match=r"outside the range.*proline \(5\)"):
         wine.as_measured(rows + 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.bool, torch.float32])
+def test_what_follows_no_model_stays_on_its_device(dtype):
+    """As where a likelihood without weights of its own looks at data on a card."""
+    x = torch.zeros(4, 5, dtype=dtype, device="meta")
+    assert door.as_tensor(x, bytes_stay=True).device == x.device

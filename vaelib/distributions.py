@@ -85,18 +85,23 @@ class OneHot(distributions.OneHotCategorical):
 
 
 class HeavyTailed(distributions.StudentT):
-    """Student's t, elementwise; torch's own checks df in every step, and so waits for the device.
+    """Student's t, elementwise; torch's own waits for the device in every step.
+
+    It checks df, and makes the distribution that it needs to draw samples, whose ½ is a number.
 
     Args:
-        df: degrees of freedom.
+        df: degrees of freedom, a scalar.
         loc: mean, mode and median, any shape.
         scale: of that shape, or one that fits it.
     """
 
-    def __init__(self, df: float, loc: Tensor, scale: Tensor) -> None:
+    def __init__(self, df: Tensor, loc: Tensor, scale: Tensor) -> None:
         self.df, self.loc, self.scale = broadcast_all(df, loc, scale)
-        self._chi2 = distributions.Chi2(self.df, validate_args=False)
         distributions.Distribution.__init__(self, self.df.shape, validate_args=False)
+
+    @property
+    def _chi2(self) -> distributions.Chi2:  # type: ignore[override]
+        return distributions.Chi2(self.df, validate_args=False)
 
 
 class Joint(distributions.Distribution):

@@ -52,8 +52,8 @@ def as_tensor(
 
     Args:
         x: a tensor, an array, nested lists of numbers, or a frame whose columns are numbers.
-        like: the tensor to follow, a model's weight. Where not given, floats of a tensor stay as
-            they are, and all else has torch's default precision.
+        like: the tensor to follow, a model's weight. Where not given, a tensor stays on its
+            device, floats as they are, and all else has torch's default precision.
         name: what to call x in errors.
         bytes_stay: leave uint8 as it is.
 
@@ -65,7 +65,9 @@ def as_tensor(
         ValueError: x has no rows, is a single row or column, or is on another device.
     """
     if like is None:
-        like = x if isinstance(x, Tensor) and x.is_floating_point() else torch.empty(0)
+        is_tensor = isinstance(x, Tensor)
+        floats = is_tensor and x.is_floating_point()
+        like = x if floats else torch.empty(0, device=x.device if is_tensor else None)
     if not isinstance(x, Tensor):
         rows = numbers(x, name)
         _warn_where_merged(rows, like.dtype, name)

@@ -76,12 +76,15 @@ class Graphed:
     def _record(self, inputs: list[Tensor], current: torch.cuda.Stream) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
-            # On the stream of the first calls, for which the libraries are set up by now.
-            with torch.cuda.graph(graph, stream=self.stream):
+            # On the stream of the first calls, for which the libraries are set up by now. What
+            # other threads do meanwhile is theirs: two runs may go on side by side.
+            mode = "thread_local"
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode=mode):
                 self.outputs = self.step(*inputs)
             self.graph, self.inputs = graph, inputs
         except RuntimeError as error:
-            _say(str(error).partition("\n")[0])
+            # torch ends the recording, which fails too, and hides what made it fail.
+            _say(str(error.__context__ or error).partition("\n")[0])
             # A recording that failed leaves its stream behind, and torch's own random numbers
             # unusable, until another succeeds: an empty one.
             with contextlib.suppress(RuntimeError), _waits(), torch.cuda.stream(self.stream):

@@ -115,8 +115,7 @@ class StudentT(_Scaled):
     charges half its square. So a few outliers hardly move σ. The variance is σ²·df / (df - 2).
 
     Args:
-        sigma: scale, as Gaussian takes it.
-        learn: train σ, as with Gaussian.
+        sigma, learn: as with Gaussian; σ is the scale.
         df: degrees of freedom; the fewer, the heavier the tails.
 
     Raises:
@@ -131,7 +130,8 @@ class StudentT(_Scaled):
 
     def forward(self, decoded: Tensor) -> distributions.Independent:
         """Returns Student's t of scale σ around decoded (B, …)."""
-        return _whole_sample(HeavyTailed(self.df, decoded, self.sigma))
+        df = decoded.new_full((), self.df)  # made there: a number would be copied, and waited for
+        return _whole_sample(HeavyTailed(df, decoded, self.sigma))
 
 
 class VaryingSigma(Likelihood):
