@@ -23,7 +23,7 @@ help:
 	@echo "make execute            run all notebooks again, in place; NB=book/… for one of them"
 	@echo "make mutants            breaks formulas of vaelib one by one: which do its tests not notice?"
 	@echo "make bench              speed against the limit and against peers, some minutes on a quiet machine"
-	@echo "make gpu MINUTES=60     tests, benchmarks and long runs on an NVIDIA GPU; no .venv, PYTHON=… has torch"
+	@echo "make gpu SECONDS=900    benchmarks, tests and long runs on an NVIDIA GPU; no .venv, PYTHON=… has torch"
 	@echo "make repository URL=…   set the repository's address wherever it stands"
 	@echo "make clean              delete what was built (.venv stays: delete it to install anew)"
 
@@ -88,11 +88,11 @@ bench: .venv/.installed
 	$(python) benchmarks/bench.py
 
 # With the Python at hand: a machine with a GPU has a torch that fits it.
-MINUTES := 60
+SECONDS := 900
 DEVICE := cuda
 BUDGET := 1
 gpu:
-	$(or $(PYTHON),python3) tools/gpu.py --minutes $(MINUTES) --device $(DEVICE) --budget $(BUDGET)
+	$(or $(PYTHON),python3) tools/gpu.py --deadline $(SECONDS) --device $(DEVICE) --budget $(BUDGET)
 
 repository: .venv/.installed
 	@$(python) tools/repository.py '$(URL)'

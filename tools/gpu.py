@@ -1,22 +1,27 @@
-"""All that needs an NVIDIA GPU, by one command: tests, benchmarks, and the book's long runs.
+"""All that needs an NVIDIA GPU, by one command: benchmarks, tests, and the book's long runs.
 
-    make gpu MINUTES=60
+    make gpu
+    python tools/gpu.py --out DIR --deadline 500
 
-It needs torch, numpy, scikit-learn, matplotlib and tqdm, no network, and no .venv. What it finds
-goes to one folder, as JSON and PNG. Called again, it goes on with what time did not allow for.
+It needs torch, numpy, scikit-learn, matplotlib and tqdm, no network, and no .venv. The most
+valuable comes first. The record, gpu.json, is written after each stage, and so are the runs of
+sprites, in the form of book/results. A stage that fails is named there, and the next begins.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
 
 import matplotlib
 
@@ -25,125 +30,136 @@ import matplotlib.pyplot as plt
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "book" / "experiments")]
+
+import card  # noqa: E402
+import sprites  # noqa: E402
+import sprites_trials  # noqa: E402
+
+from vaelib import records  # noqa: E402
+
+Stage = Callable[[], Any]
 
 
-def jobs(arguments: argparse.Namespace) -> dict[str, list[str | Path]]:
-    """Name → command: first what is short, then the runs that no CPU has done, longest last."""
-    out, device, budget = arguments.out, arguments.device, f"{arguments.budget:g}"
-    tests = [sys.executable, "tests/test_gpu.py", "-v"]
-    benchmarks = [sys.executable, "benchmarks/bench.py", "--device", device]
-    benchmarks += ["--out", out / "benchmarks.json", "--rounds", str(arguments.rounds)]
-    benchmarks += ["--budget", budget]
-    commands: dict[str, list[str | Path]] = {"tests": tests, "benchmarks": benchmarks}
-
-    def experiment(script: str, name: str, *more: str) -> None:
-        path = out / f"{name}.json"
-        command = [sys.executable, f"book/experiments/{script}.py", "--device", device]
-        commands[name] = [*command, "--budget", budget, "--out", path, *more]
-
-    for tau in ("20", "35"):
-        experiment("sprites", f"sprites-64-{tau}", "--tau", tau, "--seeds", *arguments.seeds)
-    experiment("five_datasets", "five_datasets", "--seeds", *arguments.seeds)
-    return commands
+class OutOfTime(Exception):
+    """A stage's time, or the command's, is over."""
 
 
-def run(command: list[str | Path], log: Path, seconds: float) -> str:
-    """Runs a command for so long at most; says how it went. Its words go to the log."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
-    with log.open("a") as file:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+def stages(arguments: argparse.Namespace) -> dict[str, tuple[int, Stage]]:
+    """Name → the seconds that it may take, and what it does; most valuable first."""
+    device, budget, out = arguments.device, arguments.budget, arguments.out
+    size = 64 if budget == 1 else 16
+    drawn: dict[int, Any] = {}  # images, once for all runs of a size
+
+    def images(side: int) -> Any:
+        if side not in drawn:
+            drawn.clear()
+            drawn[side] = sprites.images(side, device)
+        return drawn[side]
+
+    def headline(tau: int) -> Any:
+        seeds = [*range(10)] if budget == 1 else [0, 1]
+        runs = sprites.run(
+            sprites.RECIPE, [tau] * len(seeds), size, seeds, device, budget, x=images(size)
         )
-        try:
-            code = process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)  # a run keeps its state
-            try:
-                process.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            return "stopped: out of time"
-        except KeyboardInterrupt:
-            process.wait(timeout=60)
-            raise
-    return "done" if code == 0 else f"FAILED with exit status {code}, see {log.name}"
+        results = {str(seed): run for seed, run in zip(seeds, runs, strict=True)}
+        records.write(out / f"sprites-{size}-{tau}.json", results, device)
+        return {s: {k: r[k] for k in sprites.KEPT} for s, r in results.items()}
+
+    def trials() -> Any:
+        found: dict[str, Any] = {}
+        side = sprites_trials.SIZE if budget == 1 else 16
+        for name in [*sprites_trials.TRIALS][: None if budget == 1 else 2]:
+            found[name] = sprites_trials.trial(name, device, budget, images(side), side)
+            records.write(out / "sprites-trials.json", found, device)
+        return f"{len(found)} trials, see sprites-trials.json"
+
+    part = {each.__name__: (lambda each=each: each(device, budget)) for each in card.PARTS}
+    return {
+        "machine": (20, part["machine"]),
+        "graphs": (60, part["graphs"]),
+        "sprites τ = 20": (100, lambda: headline(20)),
+        "sprites τ = 35": (100, lambda: headline(35)),
+        "step": (90, part["step"]),
+        "seeds": (40, part["seeds"]),
+        "narrowing": (30, part["narrowing"]),
+        "level": (30, part["level"]),
+        "tests": (60, part["tests"]),
+        "trials": (3600, trials),
+        "jax": (60, part["jax"]),
+        "compiled": (60, part["compiled"]),
+    }
+
+
+def timed(stage: Stage, seconds: float) -> dict[str, Any]:
+    """Runs a stage for so long at most; says how it went."""
+
+    def over(*_: Any) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    start = time.monotonic()
+    try:
+        found: dict[str, Any] = {"outcome": "done", "results": stage()}
+    except OutOfTime:
+        found = {"outcome": "stopped: out of time"}
+    except Exception as error:
+        traceback.print_exc()
+        found = {"outcome": f"FAILED: {type(error).__name__}: {error}"}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return found | {"seconds": round(time.monotonic() - start, 1)}
 
 
 def picture(path: Path) -> None:
-    """Draws what a record holds beside it, as PNG."""
+    """Draws a record of sprites beside it, as PNG: errors and open gates of each seed."""
     results = json.loads(path.read_text("utf-8"))["results"]
-    if "goals" in results:
-        rows = results["goals"]
-        figure, axes = plt.subplots(figsize=(9, 0.4 * len(rows) + 1.2), layout="constrained")
-        for place, row in enumerate(rows):
-            axes.plot(row["value"], place, "o", color="black")
-            axes.annotate(f"  {row['value']:.3g}", (row["value"], place), va="center")
-        axes.set_yticks(range(len(rows)), [f"{row['what']} ({row['goal']})" for row in rows])
-        axes.set(xscale="log", xlabel="ratio")
-        axes.margins(x=0.2)
-        axes.invert_yaxis()
-    elif path.stem.startswith("sprites"):
-        figure, pair = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-        for seed, each in results.items():
-            pair[0].plot(each["steps"], each["error"], label=f"seed {seed}")
-            pair[1].plot(each["steps"], [sum(p > 0.5 for p in row) for row in each["p"]])
-            pair[0].axhline(each["tau"], color="black", linewidth=0.8)
-        pair[0].set(xlabel="step", ylabel="squared error", yscale="log")
-        pair[0].legend()
-        pair[1].set(xlabel="step", ylabel="open gates")
-    else:
-        figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
-        for i, (name, methods) in enumerate(results.items()):
-            rows = methods.get("narrow", {})
-            opened = [row["open"] for each in rows.values() for row in each]
-            # Side by side, since data sets may agree.
-            places = [int(n) + 0.4 * i for n, each in rows.items() for _ in each]
-            axes.plot(places, opened, "o", label=name)
-        axes.set(xlabel="latents that set τ: 5, 10, 30", ylabel="open gates")
-        axes.legend()
-    figure.savefig(path.with_suffix(".png"), dpi=120)
+    figure, pair = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for seed, each in results.items():
+        pair[0].plot(each["steps"], each["error"], label=f"seed {seed}", linewidth=0.8)
+        pair[1].plot(each["steps"], [sum(p > 0.5 for p in row) for row in each["p"]])
+        pair[0].axhline(each["tau"], color="black", linewidth=0.8)
+    pair[0].set(xlabel="step", ylabel="squared error", yscale="log")
+    pair[1].set(xlabel="step", ylabel="open gates")
+    figure.savefig(path.with_suffix(".png"), dpi=80)
     plt.close(figure)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=60, help="after which to stop")
+    parser.add_argument("--deadline", type=float, default=3600, help="seconds, after which to stop")
     parser.add_argument("--out", type=Path, help="folder for all results: gpu, or gpu-rehearsal")
+    parser.add_argument("--only", nargs="+", help="some of the stages")
     parser.add_argument("--device", default="cuda", help="cpu to rehearse")
     parser.add_argument("--budget", type=float, default=1.0, help="share of the steps, to rehearse")
-    parser.add_argument("--rounds", type=int, default=7, help="of the benchmarks")
-    parser.add_argument("--seeds", nargs="+", default=["0", "1", "2", "3", "4"])
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print(f"torch {torch.__version__} sees no NVIDIA GPU; to rehearse without one:")
-        print("make gpu DEVICE=cpu BUDGET=0.01 MINUTES=10")
+        print("make gpu DEVICE=cpu BUDGET=0.01")
         return 1
-    if not importlib.util.find_spec("safetensors"):
-        print("without safetensors no run keeps a state: one that is stopped starts anew")
 
-    end = time.monotonic() + 60 * arguments.minutes
+    end = time.monotonic() + arguments.deadline
     default = Path("gpu" if arguments.device == "cuda" else "gpu-rehearsal")
     arguments.out = (arguments.out or default).resolve()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    summary = arguments.out / "summary.json"
-    report = json.loads(summary.read_text("utf-8")) if summary.exists() else {}
-    for name, command in jobs(arguments).items():
-        before = report.get(name, {})
-        if before.get("command") != [*map(str, command)]:
-            before = {}
-        if before.get("outcome") == "done":
+    report: dict[str, Any] = {}
+    plan = stages(arguments)
+    if unknown := {*(arguments.only or ())} - {*plan}:
+        parser.error(f"no stage is named {', '.join(unknown)}; there are {', '.join(plan)}")
+    for name, (seconds, stage) in plan.items():
+        if arguments.only and name not in arguments.only:
             continue
-        start = time.monotonic()
-        outcome = "not begun: out of time"
-        if start < end:
-            outcome = run(command, arguments.out / f"{name}.log", end - start)
-        seconds = before.get("seconds", 0) + round(time.monotonic() - start)
-        report[name] = {"outcome": outcome, "seconds": seconds, "command": [*map(str, command)]}
-        summary.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-        if (record := arguments.out / f"{name}.json").exists():
-            picture(record)
-        print(f"{name}: {outcome}, {seconds} s", flush=True)
+        left = end - time.monotonic()
+        report[name] = (
+            timed(stage, min(seconds, left))
+            if left > 5
+            else {"outcome": "not begun: out of time", "seconds": 0}
+        )
+        records.write(arguments.out / "gpu.json", report, arguments.device)
+        print(f"{name}: {report[name]['outcome']}, {report[name]['seconds']} s", flush=True)
+    for path in arguments.out.glob("sprites-[0-9]*.json"):
+        picture(path)
     return 0 if all(each["outcome"] == "done" for each in report.values()) else 1
 
 
