@@ -101,4 +101,5 @@ def card(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(loop, "graphed", graphs.Graphed)
+    graphs._stream.cache_clear()
     return log

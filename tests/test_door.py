@@ -216,6 +216,19 @@ def test_data_of_another_scale_than_sigma_are_named_at_the_first_report():
         fit(model(), ELBO(), X, **RUN)
 
 
+def test_numbers_that_an_objective_admits_itself_have_no_scale():
+    class Numbered(ELBO):
+        def admit(self, model, numbers, **how):
+            return numbers
+
+        def forward(self, model, numbers, eps=None):
+            return super().forward(model, X[numbers[:, 0].long()], eps)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(model(), Numbered(), torch.arange(40.0)[:, None], **RUN)
+
+
 def test_numpy_s_whole_numbers_are_whole_numbers():
     n = np.int64
     vae = VAE(*mlp(n(5), (n(8),), n(2)))

@@ -121,6 +121,16 @@ def test_a_graph_does_not_outlive_its_run(card, monkeypatch):
         gc.enable()
 
 
+def test_runs_share_a_stream(card, monkeypatch):
+    """For each that it has seen, cuBLAS keeps tens of megabytes."""
+    made = []
+    stream = torch.cuda.Stream
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(s := stream()) or s)
+    for _ in range(3):
+        trained(table(), ELBO())
+    assert len(made) == 1
+
+
 def test_a_recorded_run_resumes(card, tmp_path):
     whole = trained(table(), ELBO())
     path = tmp_path / "run.safetensors"

@@ -127,6 +127,8 @@ def train(
     sampler = Sampler(model, objective, data.x, plan.batch_size, seeds, stack, data.weights)
 
     def first_look() -> None:
+        if type(objective).admit is not Objective.admit:
+            return  # x is not what the model takes
         if remark := model.likelihood.remark(data.x):
             warnings.warn(remark, stacklevel=2)
 
