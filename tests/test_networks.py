@@ -158,9 +158,11 @@ def test_many_seeds_of_conv_train_at_once():
 
 
 def test_sizes_that_cannot_work_are_refused():
-    for bad in (7, (64, 4), (28, 28, 28)):
+    for bad in (7, (64, 4)):
         with pytest.raises(ValueError, match=r"image_size is .*at least 8 pixels each.*mlp"):
             conv(bad)
+    with pytest.raises(TypeError, match=r"image_size of conv is \(28, 28, 28\); pass a whole"):
+        conv((28, 28, 28))
     with pytest.raises(ValueError, match="channels=0"):
         conv(28, channels=0)
     with pytest.raises(ValueError, match="n_latents=0"):

@@ -4,11 +4,14 @@ import copy
 import pickle
 
 import numpy as np
+import pytest
 import torch
+from torch import nn
 
 from vaelib import VAE, data, fit
-from vaelib.likelihoods import Gaussian
-from vaelib.networks import mlp
+from vaelib.gates import Gates
+from vaelib.likelihoods import Gaussian, Mixed
+from vaelib.networks import conv, mlp
 from vaelib.objectives import ELBO, ComputedGamma, Narrowing
 from vaelib.schedules import Warmup
 from vaelib.settings import differences, settings
@@ -75,3 +78,39 @@ def test_a_copy_remembers_too_and_pickles():
         assert settings(again) == settings(objective)
     model = pickle.loads(pickle.dumps(make(activation="silu")))
     assert repr(model).startswith("VAE(mlp(n_features=13, n_latents=2, activation='silu')")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ELBO("1"), "beta of ELBO is '1'; pass a number"),
+        (lambda: ELBO(1, 0.5), "schedule of ELBO is 0.5; pass a Schedule or None"),
+        (lambda: mlp(5.0), "n_features of mlp is 5.0; pass a whole number"),
+        (lambda: mlp(5, 8), "hidden of mlp is 8; pass a sequence, each a whole number"),
+        (lambda: conv("64"), "image_size of conv is '64'; pass a whole number or a pair of a w"),
+        (lambda: Gaussian("a"), "sigma of Gaussian is 'a'; pass a number or a Tensor"),
+        (
+            lambda: Mixed(Gaussian(), 5),
+            r"parts of Mixed is Gaussian\(sigma=1\); pass a pair of a L",
+        ),
+        (lambda: Gates(2.5), "n of Gates is 2.5; pass a whole number"),
+        (lambda: Warmup(steps="5"), "steps of Warmup is '5'; pass a whole number or None"),
+        (lambda: VAE(nn.Linear(5, 2), nn.Linear(2, 5)), "Linear, has no n_latents.*networks.mlp"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_by_name(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    assert ELBO(np.float32(0.5)).beta == ELBO(torch.tensor(0.5)).beta == 0.5
+    assert mlp(np.int64(5), [np.int8(3)])[0].n_latents == 2
+
+
+def test_a_class_of_one_s_own_may_say_what_it_likes():
+    class Mine(ELBO):
+        def __init__(self, beta: "no such kind" = "1") -> None:  # noqa: F722
+            super().__init__(float(beta))
+
+    assert Mine().beta == 1

@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+import typing
 import zlib
-from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, SupportsFloat, SupportsIndex, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ class Remembers:
 
         @functools.wraps(init)
         def remembering(self: Any, *args: Any, **kwargs: Any) -> None:
+            _refuse_kinds(type(self).__name__, init, self, *args, **kwargs)
             init(self, *args, **kwargs)
             if type(self).__init__ is remembering:  # and not that of a base, called from there
                 _, *arguments = _bind(init, self, *args, **kwargs).items()
@@ -51,6 +53,7 @@ def remembered(function: Callable[P, Networks]) -> Callable[P, Networks]:
 
     @functools.wraps(function)
     def remembering(*args: P.args, **kwargs: P.kwargs) -> Networks:
+        _refuse_kinds(function.__name__, function, *args, **kwargs)
         networks = function(*args, **kwargs)
         for network in networks:
             network.__dict__[MADE] = (name_of(function), _bind(function, *args, **kwargs))
@@ -64,6 +67,65 @@ def _bind(maker: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any
     bound = inspect.signature(maker).bind(*args, **kwargs)
     bound.apply_defaults()
     return dict(bound.arguments)
+
+
+# What an annotation stands for, in words, and what is let in for it.
+KINDS: dict[Any, tuple[str, type]] = {
+    float: ("a number", SupportsFloat),
+    int: ("a whole number", SupportsIndex),
+    str: ("a string", str),
+    bool: ("True or False", object),
+    type(None): ("None", type(None)),
+}
+
+
+@functools.cache
+def _hints(maker: Callable[..., Any]) -> dict[str, Any]:
+    return typing.get_type_hints(maker) if maker.__module__.startswith("vaelib.") else {}
+
+
+def _refuse_kinds(name: str, maker: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Refuses an argument of another kind than this library's own annotation says.
+
+    Raises:
+        TypeError: names the argument, its value, and what to pass.
+    """
+    signature, hints = inspect.signature(maker), _hints(maker)
+    try:
+        given = signature.bind(*args, **kwargs).arguments
+    except TypeError:
+        return  # one is missing or too many, as the call itself says
+    for key, value in given.items():
+        several = signature.parameters[key].kind is inspect.Parameter.VAR_POSITIONAL
+        for each in value if several else [value]:
+            if key in hints and not _fits(each, hints[key]):
+                kinds = " or ".join(dict.fromkeys(_in_words(hints[key])))
+                raise TypeError(f"{key} of {name} is {each!r}; pass {kinds}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is tuple and Ellipsis not in parts:
+        several = isinstance(value, tuple | list) and len(value) == len(parts)
+        return several and all(_fits(*each) for each in zip(value, parts, strict=True))
+    if kind is Sequence:
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        return several and all(_fits(each, part) for each in value for part in parts)
+    kind = KINDS[kind][1] if kind in KINDS else kind
+    return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _in_words(hint: Any) -> list[str]:
+    kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return [word for part in parts for word in _in_words(part)]
+    if kind is tuple and Ellipsis not in parts:
+        return ["a pair of " + " and ".join(word for part in parts for word in _in_words(part))]
+    if kind is Sequence:
+        return ["a sequence, each " + " or ".join(w for part in parts for w in _in_words(part))]
+    return [KINDS[kind][0] if kind in KINDS else f"a {getattr(kind, '__name__', kind)}"]
 
 
 def made(thing: Any) -> tuple[str, dict[str, Any]]:

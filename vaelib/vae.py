@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,11 @@ class VAE(nn.Module):
         if likelihood is not None and not isinstance(likelihood, Likelihood):
             raise TypeError(
                 f"the likelihood is {likelihood!r}; pass an instance, as likelihoods.Gaussian() is"
+            )
+        if not isinstance(getattr(encoder, "n_latents", None), SupportsIndex):
+            raise TypeError(
+                f"the encoder, a {type(encoder).__name__}, has no n_latents, the number of means "
+                "that it returns; set encoder.n_latents, or build it by networks.mlp"
             )
         self.encoder = encoder
         self.decoder = decoder
