@@ -17,9 +17,11 @@ class Geco(Remembers, nn.Module):
 
         log λ ← log λ + clip(speed·C/τ + damping·ΔC/τ, ±limit),
 
-    clamped (Rezende & Viola 2018). Theirs has neither damping nor limit and does not
-    divide by τ, which makes speed mean the same for an error of any size. Damping, the P of a PI
-    controller (Sohrabi et al. 2024), makes up for the average's lag, lest λ overshoots and swings.
+    between lowest and highest. The published step is speed·C alone (Rezende & Viola 2018, alg. 1).
+    Four things are added. Dividing by τ makes speed mean the same for an error of any size. C is
+    divided by the sum of its weights, so that the first batch counts no more than the next. Limit
+    and bounds hold λ while the error is many times τ. Damping, the P of a PI controller (Stooke et
+    al. 2020, Sohrabi et al. 2024), makes up for the average's lag, lest λ overshoots and swings.
 
     Args:
         tau: what the error may be, in the error's unit: for a summed squared error, per sample.
