@@ -1,17 +1,13 @@
 import json
-import subprocess
 import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 import torch
 
 from vaelib import records
-
-ROOT = Path(__file__).parent.parent
 
 
 def test_a_record_says_where_it_comes_from(tmp_path, monkeypatch):
@@ -66,29 +62,3 @@ def test_without_a_checkout_the_record_is_fetched(tmp_path, monkeypatch):
         assert records.read("far")["results"] == [2]
         server.shutdown()
     assert records.read("far")["results"] == [2]  # from the cache
-
-
-def test_the_showdown_goes_on_where_it_stopped(tmp_path):
-    """A rehearsal on one table: of a record that lacks two balances, only these are run."""
-    out = tmp_path / "showdown.json"
-    script = ROOT / "book" / "experiments" / "showdown.py"
-    command = [sys.executable, script, "--out", out, "--tables", "wine"]
-    command += ["--budget", "0.0025", "--jobs", "1"]  # 2 steps
-
-    def run():
-        subprocess.run(command, check=True, capture_output=True, timeout=280)
-        return json.loads(out.read_text("utf-8"))["results"]["wine"]
-
-    first = run()
-    assert len(first) == 13
-    assert all(len(rows) == 20 and len(rows[0]) == 8 for rows in first.values())
-    marked = dict(first)
-    removed = ["warm-up", "β = 4"]
-    for name in removed:
-        del marked[name]
-    marked["robust"] = "left as it is"
-    records.write(out, {"wine": marked})
-    again = run()
-    assert again["robust"] == "left as it is"
-    for name in removed:
-        assert [row[:7] for row in again[name]] == [row[:7] for row in first[name]]

@@ -216,5 +216,6 @@ def test_experiments_need_no_more_than_a_machine_with_a_gpu_has():
         elif isinstance(statement, ast.ImportFrom):
             imported.add(statement.module.split(".")[0])
     there = {"torch", "numpy", "sklearn", "joblib", "matplotlib", "tqdm", "vaelib"}
+    there |= {"scipy"}  # which scikit-learn brings
     assert imported - sys.stdlib_module_names - {"shared"} <= there
     assert {"torch", "joblib", "vaelib"} <= imported
