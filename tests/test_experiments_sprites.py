@@ -1,4 +1,5 @@
 import base64
+import copy
 import json
 import signal
 import subprocess
@@ -90,7 +91,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_record(undisturbed, tmp_path,
 
 
 def test_what_is_recorded_is_not_run_again(undisturbed, tmp_path):
-    _, record = undisturbed
+    record = copy.deepcopy(undisturbed[1])  # which other tests look at too
     record["results"]["3"]["held_out"] = 12345.0
     (tmp_path / "record.json").write_text(json.dumps(record), "utf-8")
     stdout, again = finish(tmp_path)
